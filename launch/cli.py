@@ -1,0 +1,86 @@
+"""What every entry point shares: flags with errors a user can act on, and errors as one clear line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from rlvr import errors
+
+USER_ERRORS = (errors.ConfigError, errors.DataError, errors.WeightsError, errors.WorkdirError)
+
+
+def run(main: Callable[[Sequence[str]], Any]) -> None:
+    """Runs `main(argv)`; a user's mistake ends as `error: ...` with exit status 1, without a traceback."""
+
+    def guarded(argv: Sequence[str]) -> Any:
+        logging.getLogger("rlvr").setLevel(logging.INFO)
+        absl_logging.set_verbosity(absl_logging.WARNING)
+        try:
+            return main(argv)
+        except USER_ERRORS as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return 1
+
+    app.run(guarded, flags_parser=parse_flags)
+
+
+def define_config() -> flags.FlagHolder:
+    """Declares --config=FILE and its overrides --config.a.b=value."""
+    return config_flags.DEFINE_config_file("config", None, "Config file: a Python file with get_config().")
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses flags; an unknown or mistyped field of the config is named, with the nearest valid one."""
+    try:
+        return flags.FLAGS(list(argv))
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        message = _explain(argv, error)
+    except flags.Error as error:
+        message = str(error)
+    except FileNotFoundError as error:
+        message = f"--config: {error}"
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def _explain(argv: Sequence[str], error: Exception) -> str:
+    """Finds the override that no field of the config answers to."""
+    files = [a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a)]
+    if not files:
+        return f"{error} (is --config=FILE missing?)"
+    flag = config_flags.DEFINE_config_file("config", files[0], "", flag_values=(values := flags.FlagValues()))
+    values([argv[0]])
+    names = list(_field_names(flag.value, ""))
+    for argument in argv[1:]:
+        match = re.match(r"--?config\.([^=]+)", argument)
+        if match and re.sub(r"\[\d+\]", "", match[1]) not in names:
+            near = difflib.get_close_matches(match[1], names, n=1, cutoff=0.0)
+            hint = f"; did you mean --config.{near[0]}?" if near else ""
+            return f"the config has no field {match[1]!r}{hint}"
+    return str(error)
+
+
+def _field_names(config: Any, prefix: str) -> Any:
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        yield name
+        if dataclasses.is_dataclass(value):
+            yield from _field_names(value, name + ".")
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            yield from _field_names(value[0], name + ".")
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Prints the machine-readable last line."""
+    print("RESULT " + json.dumps(result), flush=True)

@@ -1,0 +1,43 @@
+"""Imports pretrained weights into a policy folder that every launcher takes as --checkpoint.
+
+    python -m launch.import_weights --source=SmolLM2-135M-Instruct.Q4_1.gguf --output=weights/smollm2
+
+The source is a .gguf file, a folder that holds one, or a Hugging Face folder (config.json, safetensors,
+tokenizer.json). The output is a policy folder; it appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from launch import cli
+from rlvr import checkpoint, errors
+from rlvr.weights import importer, layout
+
+SOURCE = flags.DEFINE_string("source", None, "What to import: a .gguf file or a folder.", required=True)
+OUTPUT = flags.DEFINE_string("output", None, "The policy folder to write; may exist if empty.", required=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads, writes, and says what was read."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    output = Path(OUTPUT.value).absolute()
+    # Reading takes a while: say at once what writing would refuse at the end.
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise errors.WeightsError(f"--output={output}: exists and is not an empty folder")
+    policy = importer.read_weights(Path(SOURCE.value))
+    print(
+        f"read {layout.count_parameters(policy.params):,} parameters in {policy.config.layers} layers from "
+        f"{SOURCE.value} (stored as {', '.join(policy.stored_types)}; read as float32)",
+        flush=True,
+    )
+    checkpoint.save_policy(output, policy.config, policy.params, policy.tokenizer)
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

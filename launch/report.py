@@ -1,0 +1,25 @@
+"""Writes report.html of a run, finished or not:
+
+python -m launch.report --workdir=DIR
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from launch import cli
+from rlvr import report
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    print(report.write_report(Path(_WORKDIR.value)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,40 @@
+"""Trains a policy: python -m launch.train --config=configs/quickstart.py --workdir=DIR [--config.a.b=value ...].
+
+The same command resumes a run that was stopped or killed. The last line is `RESULT {...}`, the content of
+DIR/result.json; DIR/report.html is for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from launch import cli
+from rlvr.mesh import initialize_distributed
+
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", 'host:port of process 0 of several; "auto" where the cluster knows (Cloud TPU, Slurm).'
+)
+_PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes, with --coordinator=host:port.")
+_PROCESS_INDEX = flags.DEFINE_integer("process_index", 0, "This process, with --coordinator=host:port.")
+flags.mark_flag_as_required("config")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs or resumes the experiment."""
+    del argv
+    initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_INDEX.value)
+    from rlvr.trainer import train  # after the processes are joined: importing it may touch the devices
+
+    result = train(_CONFIG.value, Path(_WORKDIR.value))
+    if result is not None and jax.process_index() == 0:
+        cli.print_result(result)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,319 @@
+"""All Orbax: checkpoints of a run, and policies as folders.
+
+A run's checkpoint at step s holds what step s starts from: `params`, `opt_state` and `run` (JSON). Saving is
+asynchronous; a save that fails is reported and the run goes on with the last good checkpoint.
+
+A policy folder holds `policy.json`, `tokenizer/` and `params/`. A run's workdir holds the first two as well, so
+`load_policy` takes either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_managers
+
+from rlvr import errors, partition
+from rlvr.learner.state import TrainState
+from rlvr.policy.config import PolicyConfig
+from rlvr.policy.transformer import Params, Policy
+from rlvr.text.tokenizer import Tokenizer, load_tokenizer
+
+log = logging.getLogger("rlvr")
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    """When checkpoints are written and which are kept.
+
+    Attributes:
+        interval: steps between checkpoints; the last step is always saved.
+        keep: how many of the newest are kept.
+        keep_best: how many of the best (by mean held-out accuracy at their step) are kept beside them.
+    """
+
+    interval: int = 20
+    keep: int = 2
+    keep_best: int = 1
+
+    def validate(self) -> None:
+        """Raises ConfigError naming the field that cannot work."""
+        errors.check_at_least("checkpoints.interval", self.interval, 1)
+        errors.check_at_least("checkpoints.keep", self.keep, 1)
+        errors.check_at_least("checkpoints.keep_best", self.keep_best, 0)
+
+
+class Restored(NamedTuple):
+    """A checkpoint read back: the step it starts, and the run's own record."""
+
+    step: int
+    state: TrainState
+    run: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `workdir/checkpoints`."""
+
+    def __init__(self, workdir: Path, config: CheckpointConfig):
+        self._folder = workdir.absolute() / "checkpoints"
+        policies: list[checkpoint_managers.PreservationPolicy] = [checkpoint_managers.LatestN(config.keep)]
+        if config.keep_best:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics["accuracy"],
+                    n=config.keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        self._manager = self._open()
+        self._pending: int | None = None
+        self.failed_saves = 0
+
+    def save(self, step: int, state: TrainState, run: dict[str, Any], accuracy: float | None = None) -> None:
+        """Starts saving what step `step` starts from; returns once the device arrays are copied.
+
+        Args:
+            accuracy: mean held-out accuracy of these parameters, where it was just measured.
+        """
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            opt_state=ocp.args.StandardSave(state.opt_state),
+            run=ocp.args.JsonSave(run),
+        )
+        metrics = None if accuracy is None else {"accuracy": accuracy}
+        self._pending = step
+        try:
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            self._failed(error)
+
+    def wait(self) -> None:
+        """Waits for the save under way, if any; a failure is reported, counted, and cleaned up."""
+        if self._pending is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            self._failed(error)
+        self._pending = None
+
+    def restore(self, targets: Any) -> Restored | None:
+        """Reads the newest checkpoint that is whole.
+
+        A damaged one is renamed to `damaged-<step>` and named in a warning.
+
+        Args:
+            targets: function from a step to the abstract TrainState with shardings (any mesh).
+
+        Returns:
+            None where there is no checkpoint at all.
+
+        Raises:
+            WeightsError: there are checkpoints, and none is whole.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            target = targets(step)
+            try:
+                items = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        params=ocp.args.StandardRestore(target.params),
+                        opt_state=ocp.args.StandardRestore(target.opt_state),
+                        run=ocp.args.JsonRestore(),
+                    ),
+                )
+                return Restored(step, TrainState(items.params, items.opt_state), items.run)
+            except Exception as error:  # whatever a damaged file raises, and it raises many things
+                log.warning("checkpoint %d cannot be read (%s); trying the one before", step, first_line(error))
+                self._set_aside(step)
+        if steps:
+            raise errors.WeightsError(
+                f"none of the checkpoints {steps} in {self._folder} can be read; they were renamed to damaged-<step>"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for the save under way and releases the manager."""
+        self.wait()
+        self._manager.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self._folder, item_names=("params", "opt_state", "run"), options=self._options)
+
+    def _failed(self, error: Exception) -> None:
+        """Reports a failed save and removes what it left, so that no partial checkpoint can ever be restored."""
+        step, self._pending = self._pending, None
+        self.failed_saves += 1
+        try:
+            self._manager.close()
+        except (OSError, ValueError, RuntimeError):
+            pass  # the same failure again
+        if jax.process_index() == 0:
+            for path in self._folder.glob(f"{step}*"):
+                shutil.rmtree(path, ignore_errors=True)
+        self._manager = self._open()
+        good = self._manager.latest_step()
+        log.error(
+            "checkpoint %s could not be saved (%s); the run goes on, the last good checkpoint is %s",
+            step, first_line(error), "none" if good is None else good,
+        )  # fmt: skip
+
+    def _set_aside(self, step: int) -> None:
+        self._manager.close()
+        if jax.process_index() == 0:
+            shutil.rmtree(self._folder / f"damaged-{step}", ignore_errors=True)
+            (self._folder / str(step)).rename(self._folder / f"damaged-{step}")
+        self._manager = self._open()
+
+
+def first_line(error: Exception) -> str:
+    """Returns an exception as one short line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def save_params(folder: Path, params: Params) -> None:
+    """Writes parameters to a new folder; it appears whole or not at all."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), params)
+
+
+def load_params(folder: Path, config: PolicyConfig, mesh: Mesh | None) -> Params:
+    """Reads parameters, sharded over `mesh` (or on the default device).
+
+    Raises:
+        WeightsError: the folder is missing or damaged, or a tensor is missing, left over or misshapen.
+    """
+    target = _abstract_params(config, mesh)
+    if not folder.is_dir():
+        raise errors.WeightsError(f"there are no parameters at {folder}")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree: Any = checkpointer.metadata(folder.absolute()).item_metadata
+            _check_shapes(folder, getattr(tree, "tree", tree), target)
+            return checkpointer.restore(folder.absolute(), target)
+    except errors.WeightsError:
+        raise
+    except Exception as error:  # whatever a damaged file raises
+        raise errors.WeightsError(f"the parameters at {folder} cannot be read: {first_line(error)}") from error
+
+
+def save_policy(folder: Path, config: PolicyConfig, params: Params, tokenizer: Tokenizer) -> None:
+    """Writes a policy folder; it appears whole or not at all.
+
+    Raises:
+        WeightsError: the folder exists and is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise errors.WeightsError(f"{folder} exists and is not empty: choose another output folder or remove it")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_params(partial / "params", params)
+    describe_policy(partial, config, tokenizer)
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(folder)
+
+
+def describe_policy(folder: Path, config: PolicyConfig, tokenizer: Tokenizer) -> None:
+    """Writes `policy.json` and `tokenizer/`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder / "tokenizer")
+    (folder / "policy.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+class LoadedPolicy(NamedTuple):
+    """A policy read from a folder."""
+
+    policy: Policy
+    params: Params
+    tokenizer: Tokenizer
+
+
+def load_policy(folder: Path, mesh: Mesh | None = None) -> LoadedPolicy:
+    """Reads a policy folder, or the newest checkpoint of a run's workdir.
+
+    Raises:
+        WeightsError: something is missing or damaged; it is named.
+    """
+    config = read_policy_config(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    source = folder / "params"
+    if not source.exists():
+        steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+        if not steps:
+            raise errors.WeightsError(f"{folder} has neither params/ nor checkpoints/<step>: nothing to load")
+        source = folder / "checkpoints" / str(max(steps)) / "params"
+    return LoadedPolicy(Policy(config), load_params(source, config, mesh), tokenizer)
+
+
+def read_policy_config(folder: Path) -> PolicyConfig:
+    """Reads `policy.json` of a policy folder or a run's workdir.
+
+    Raises:
+        WeightsError: the file is missing, is not JSON, or has unknown or missing fields.
+    """
+    path = folder / "policy.json"
+    try:
+        fields = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise errors.WeightsError(
+            f"{folder} holds no policy: {path} is missing (accepted: a folder made by launch/import_weights.py, "
+            "or the workdir of a run)"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise errors.WeightsError(f"{path} is not JSON: {error}") from error
+    try:
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        config = PolicyConfig(**fields)
+        config.validate()
+    except (TypeError, AttributeError, errors.ConfigError) as error:
+        raise errors.WeightsError(f"{path}: {error}") from error
+    return config
+
+
+def _abstract_params(config: PolicyConfig, mesh: Mesh | None) -> Params:
+    policy = Policy(config)
+    shapes = policy.abstract_params()
+    if mesh is None:
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), shapes)
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        shapes,
+        partition.shardings(mesh, policy.logical_axes()),
+    )
+
+
+def _check_shapes(folder: Path, found: Any, wanted: Any) -> None:
+    """Raises WeightsError naming the first tensor that is missing, left over or misshapen."""
+
+    def flatten(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {"/".join(str(getattr(k, "key", k)) for k in path): tuple(leaf.shape) for path, leaf in leaves}
+
+    have, want = flatten(found), flatten(wanted)
+    for name in sorted(want.keys() | have.keys()):
+        if name not in have:
+            raise errors.WeightsError(f"{folder}: tensor {name} {want[name]} is missing")
+        if name not in want:
+            raise errors.WeightsError(f"{folder}: tensor {name} {have[name]} belongs to no parameter of this policy")
+        if have[name] != want[name]:
+            raise errors.WeightsError(f"{folder}: tensor {name} is {have[name]}; the policy wants {want[name]}")

@@ -1,0 +1,225 @@
+"""The config of an experiment: the components' dataclasses nested in one, checked as a whole, hashed, written.
+
+`ml_collections.config_flags` assigns the fields from the command line, so the dataclasses cannot be frozen;
+`resolve` checks everything once, right after parsing, and nothing writes to a config after that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rlvr import errors
+from rlvr.algo.objectives import ObjectiveConfig
+from rlvr.algo.rewards import RewardConfig
+from rlvr.checkpoint import CheckpointConfig, read_policy_config
+from rlvr.data.config import DataConfig
+from rlvr.learner.optimizer import OptimizerConfig
+from rlvr.learner.update import UpdateConfig
+from rlvr.mesh import MeshConfig
+from rlvr.policy.config import PolicyConfig
+from rlvr.rollout.engine import EngineConfig
+from rlvr.verifiers.pool import VerifierConfig
+
+# Sections that say how a run is carried out, not what it computes: a workdir may be resumed with others.
+RUNTIME_FIELDS = ("mesh", "checkpoints", "verifiers.workers")
+
+
+@dataclasses.dataclass
+class RolloutConfig:
+    """What is sampled in a step.
+
+    Attributes:
+        prompts: P, prompts a step.
+        group_size: G, samples a prompt.
+        temperature: of the sampling; also divides the logits in training.
+    """
+
+    prompts: int = 8
+    group_size: int = 8
+    temperature: float = 1.0
+
+
+@dataclasses.dataclass
+class WarmStartConfig:
+    """Supervised steps on the tasks' demonstrations, before the RL.
+
+    Attributes:
+        steps: optimizer steps; 0 for none.
+        rows: demonstrations a step.
+        balance_coef, z_coef: of the router losses; see `ObjectiveConfig`.
+        optimizer: of this stage; its state is dropped at the end.
+    """
+
+    steps: int = 0
+    rows: int = 64
+    balance_coef: float = 0.0
+    z_coef: float = 0.0
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
+
+
+@dataclasses.dataclass
+class EvaluationConfig:
+    """Held-out evaluation, greedy unless told otherwise.
+
+    Attributes:
+        interval: RL steps between evaluations; the start and the end of the RL are always evaluated.
+        temperature: 0 is greedy.
+    """
+
+    interval: int = 20
+    temperature: float = 0.0
+
+
+@dataclasses.dataclass
+class ExperimentConfig:
+    """Everything a run depends on.
+
+    Attributes:
+        name: for people.
+        seed: of all randomness but the data's (`data.seed`).
+        steps: RL steps.
+        checkpoint: policy folder (or a run's workdir) to start from; "" starts from a random policy over bytes.
+            With a checkpoint, the shape in `policy` is the checkpoint's; dtype, remat and moe_backend are the config's.
+        sample_interval: steps between those whose best and worst samples are kept for the report.
+        Others: see the components.
+    """
+
+    name: str = "experiment"
+    seed: int = 0
+    steps: int = 100
+    checkpoint: str = ""
+    sample_interval: int = 10
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+    verifiers: VerifierConfig = dataclasses.field(default_factory=VerifierConfig)
+    reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    update: UpdateConfig = dataclasses.field(default_factory=UpdateConfig)
+    warm_start: WarmStartConfig = dataclasses.field(default_factory=WarmStartConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    checkpoints: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+
+def _read_annotations(cls: type) -> None:
+    """Replaces the annotations of a dataclass, and of those nested in it, by the types they name.
+
+    `config_flags` parses an override by `Field.type`, which postponed annotations leave as text.
+    """
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        field.type = hints[field.name]
+        for inner in (field.type, *typing.get_args(field.type)):
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                _read_annotations(inner)
+
+
+_read_annotations(ExperimentConfig)
+
+
+def resolve(config: ExperimentConfig) -> ExperimentConfig:
+    """Returns the config with a checkpoint's policy shape filled in, checked as a whole.
+
+    Raises:
+        ConfigError: naming the field, its value and what is accepted.
+        WeightsError: `checkpoint` holds no policy.
+    """
+    if config.checkpoint:
+        shape = read_policy_config(Path(config.checkpoint))
+        runtime = {name: getattr(config.policy, name) for name in ("dtype", "remat", "moe_backend")}
+        config = dataclasses.replace(config, policy=dataclasses.replace(shape, **runtime))
+    validate(config)
+    return config
+
+
+def validate(config: ExperimentConfig) -> None:
+    """Raises ConfigError on the first field that cannot work."""
+    errors.check_at_least("steps", config.steps, 0)
+    errors.check_between("seed", config.seed, 0, 2**32 - 1)
+    errors.check_at_least("sample_interval", config.sample_interval, 1)
+    config.policy.validate()
+    config.data.validate()
+    config.engine.validate("engine")
+    config.verifiers.validate()
+    config.reward.validate()
+    config.objective.validate()
+    config.optimizer.validate("optimizer")
+    config.update.validate("update")
+    config.checkpoints.validate()
+    config.mesh.validate()
+    _validate_rollout(config)
+    errors.check_at_least("warm_start.steps", config.warm_start.steps, 0)
+    errors.check_at_least("warm_start.rows", config.warm_start.rows, 1)
+    config.warm_start.optimizer.validate("warm_start.optimizer")
+    errors.check_at_least("evaluation.interval", config.evaluation.interval, 1)
+    errors.check_at_least("evaluation.temperature", config.evaluation.temperature, 0.0)
+
+
+def _validate_rollout(config: ExperimentConfig) -> None:
+    rollout = config.rollout
+    errors.check_at_least("rollout.prompts", rollout.prompts, 1)
+    if rollout.group_size < 2:
+        raise errors.ConfigError(
+            f"rollout.group_size={rollout.group_size} must be at least 2: "
+            f"objective.advantage={config.objective.advantage!r} compares a sample with the others of its group"
+        )
+    if not rollout.temperature > 0:
+        raise errors.ConfigError(f"rollout.temperature={rollout.temperature} must be positive")
+    if rollout.prompts % config.update.minibatches:
+        raise errors.ConfigError(
+            f"rollout.prompts={rollout.prompts} is not a multiple of update.minibatches={config.update.minibatches}"
+        )
+
+
+def to_dict(config: ExperimentConfig) -> dict[str, Any]:
+    """Returns the config as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def config_hash(config: ExperimentConfig) -> str:
+    """Returns the sha256 of what the run computes (all but `RUNTIME_FIELDS`), 16 hex digits."""
+    text = json.dumps(identity(to_dict(config)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def identity(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields flattened to {"a.b": value}, without `RUNTIME_FIELDS`."""
+    flat = _flatten(fields, "")
+    return {
+        name: value
+        for name, value in flat.items()
+        if not any(name == field or name.startswith(field + ".") for field in RUNTIME_FIELDS)
+    }
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Returns a line for each field that makes two configs different runs."""
+    a, b = identity(old), identity(new)
+    missing = "(absent)"
+    return [
+        f"{name}: {a.get(name, missing)!r} there, {b.get(name, missing)!r} here"
+        for name in sorted(a.keys() | b.keys())
+        if a.get(name, missing) != b.get(name, missing)
+    ]
+
+
+def _flatten(value: Any, prefix: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        items: Callable[[], Any] = value.items
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = lambda: ((str(i), item) for i, item in enumerate(value))  # noqa: E731
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, item in items():
+        flat |= _flatten(item, f"{prefix}.{name}" if prefix else str(name))
+    return flat

@@ -1,0 +1,48 @@
+"""The errors a user can cause, and the few checks that raise them. Imports nothing: verifier workers may load it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A config that cannot work: names the field, its value and what would be accepted."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used: an empty set, a malformed row, a prompt over the budget."""
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be loaded: a missing or corrupt file, a missing, left-over or misshapen tensor."""
+
+
+class WorkdirError(RuntimeError):
+    """A workdir that belongs to another config, or that another run is using."""
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the candidate most like `name`, or ""."""
+    match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def check_choice(field: str, value: object, choices: Iterable[str]) -> None:
+    """Raises ConfigError unless `value` is one of `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        hint = nearest(str(value), choices)
+        raise ConfigError(f"{field}={value!r} is not known{hint} (accepted: {', '.join(choices)})")
+
+
+def check_at_least(field: str, value: float, least: float) -> None:
+    """Raises ConfigError unless `value` >= `least`."""
+    if not value >= least:
+        raise ConfigError(f"{field}={value!r} must be at least {least}")
+
+
+def check_between(field: str, value: float, low: float, high: float) -> None:
+    """Raises ConfigError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ConfigError(f"{field}={value!r} must be between {low} and {high}")

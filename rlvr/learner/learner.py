@@ -1,0 +1,138 @@
+"""A stage of learning: an optimizer with its update, fed with rows. The warm start and the RL are two of these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlvr import errors, partition
+from rlvr.algo.objectives import ObjectiveConfig
+from rlvr.learner.batch import Row, TrainBatch, bucket, make_batch
+from rlvr.learner.logprobs import row_logprobs
+from rlvr.learner.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from rlvr.learner.state import TrainState, abstract_state, fresh_state
+from rlvr.learner.update import UpdateConfig, make_update_step
+from rlvr.policy.transformer import Params, Policy
+
+
+class Learner:
+    """Turns rows into updates. Call within `jax.set_mesh(mesh)`.
+
+    Args:
+        policy: the policy.
+        objective: what is minimised.
+        optimizer: its config; `steps` optimizer steps in all.
+        update: how a step is split.
+        max_length: longest row; max_columns: longest completion; also the generation budget of `seq_sum_norm`.
+        temperature: of the sampling.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        objective: ObjectiveConfig,
+        optimizer: OptimizerConfig,
+        update: UpdateConfig,
+        *,
+        steps: int,
+        max_length: int,
+        max_columns: int,
+        temperature: float,
+        mesh: Mesh,
+    ):
+        partition.check_divisible("update.micro_rows", update.micro_rows, "batch", mesh)
+        self._policy = policy
+        self._objective = objective
+        self._config = update
+        self._mesh = mesh
+        self._max_skips = optimizer.max_skips
+        self._max_length, self._max_columns = max_length, max_columns
+        self._optimizer = make_optimizer(optimizer, steps)
+        self._schedule = make_schedule(optimizer, steps)
+        chunk = min(update.logprob_chunk, max_columns)
+        self._update = make_update_step(policy, self._optimizer, objective, temperature=temperature, chunk=chunk)
+        # Micro-batches are the leading axis; their rows are split over the mesh.
+        self._rows = NamedSharding(mesh, PartitionSpec(None, partition.BATCH_AXES))
+
+        def score(params: Params, batch: TrainBatch) -> jax.Array:
+            def one(micro: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+                return row_logprobs(policy, params, *micro, jnp.float32(temperature), chunk)[0]
+
+            scores = jax.lax.map(one, (batch.tokens, batch.lengths, batch.positions))
+            return jax.lax.with_sharding_constraint(scores, partition.replicated(mesh))
+
+        self._score = jax.jit(score)
+
+    def fresh(self, params: Params) -> TrainState:
+        """Returns the state at the start of this stage."""
+        return fresh_state(self._policy, self._optimizer, params, self._mesh)
+
+    def abstract(self) -> TrainState:
+        """Returns the shapes and shardings of this stage's state."""
+        return abstract_state(self._policy, self._optimizer, self._mesh)
+
+    def learning_rate(self, step: int) -> float:
+        """Returns the learning rate of an optimizer step of this stage."""
+        return float(self._schedule(step))
+
+    def score(self, params: Params, rows: Sequence[Row]) -> list[np.ndarray]:
+        """Returns the log-probs of each row's completion under `params`."""
+        batch = self._layout(rows)
+        scores = partition.host_value(self._score(params, self._put(batch)))
+        flat = scores.reshape(-1, scores.shape[-1])
+        return [flat[i, : len(row.completion)] for i, row in enumerate(rows)]
+
+    def update(
+        self, state: TrainState, rows: Sequence[Row], reference: Sequence[np.ndarray] | None = None
+    ) -> tuple[TrainState, dict[str, float]]:
+        """Takes one optimizer step on rows; the state given is consumed.
+
+        Rows whose advantage is exactly zero are left out of the work where they have no gradient; the
+        denominators stay those of all rows.
+
+        Args:
+            reference: log-probs of each row's completion under the start policy, if the objective has a KL term.
+
+        Raises:
+            FloatingPointError: too many updates in a row were skipped for non-finite gradients.
+        """
+        live = len(rows)
+        if not self._objective.needs_all_rows():
+            order = sorted(range(len(rows)), key=lambda i: rows[i].advantage == 0.0)
+            live = sum(row.advantage != 0.0 for row in rows)
+            rows = [rows[i] for i in order]
+            reference = None if reference is None else [reference[i] for i in order]
+        batch = self._layout(rows)
+        if reference is not None:
+            flat = batch.reference_logprobs.reshape(-1, batch.reference_logprobs.shape[-1])
+            for i, logprobs in enumerate(reference):
+                flat[i, : len(logprobs)] = logprobs
+        micros = max(-(-live // self._config.micro_rows), 1)
+        state, metrics = self._update(state, self._put(batch), jnp.int32(micros))
+        values = {name: float(partition.host_value(x)) for name, x in metrics.items()}
+        if values.pop("optimizer/skipped_in_a_row") >= self._max_skips:
+            raise FloatingPointError(
+                f"{self._max_skips} updates in a row had non-finite gradients and were skipped; the last good "
+                "checkpoint is untouched. Lower optimizer.learning_rate, or look at the last samples"
+            )
+        return state, values
+
+    def _layout(self, rows: Sequence[Row]) -> TrainBatch:
+        longest = max(len(row.prompt) + len(row.completion) for row in rows)
+        if longest > self._max_length:
+            raise errors.DataError(f"a row of {longest} tokens is longer than the {self._max_length} allowed")
+        return make_batch(
+            rows,
+            micro_rows=self._config.micro_rows,
+            length=bucket(longest, self._config.length_buckets, self._max_length),
+            columns=self._max_columns,
+            aggregation=self._objective.aggregation,
+            budget=self._max_columns,
+        )
+
+    def _put(self, batch: TrainBatch) -> TrainBatch:
+        return TrainBatch(*(partition.put(leaf, self._rows) for leaf in batch))

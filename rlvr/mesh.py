@@ -1,0 +1,77 @@
+"""The only place that makes meshes and joins processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from rlvr import errors
+
+AXES = ("data", "fsdp", "expert", "tensor")
+
+
+@dataclasses.dataclass
+class MeshConfig:
+    """Sizes of the mesh axes; -1 for `data` takes the devices that the others leave.
+
+    Attributes:
+        data: replicas that split the rows.
+        fsdp: as `data`, with parameters and optimizer state split too.
+        expert: splits the experts (and the rows outside the mixture layers).
+        tensor: splits heads, hidden widths and the vocabulary.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    tensor: int = 1
+
+    def validate(self) -> None:
+        """Raises ConfigError naming the axis that cannot work."""
+        for axis in AXES:
+            size = getattr(self, axis)
+            if size < 1 and not (axis == "data" and size == -1):
+                raise errors.ConfigError(
+                    f"mesh.{axis}={size} must be at least 1" + (" (or -1: the rest)" if axis == "data" else "")
+                )
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """Returns the mesh of all processes' devices, axes `AXES`, automatic sharding.
+
+    Raises:
+        ConfigError: the axes do not multiply to the number of devices.
+    """
+    config.validate()
+    devices = jax.device_count()
+    sizes = [getattr(config, axis) for axis in AXES]
+    if sizes[0] == -1:
+        sizes[0] = max(devices // math.prod(sizes[1:]), 1)
+    if math.prod(sizes) != devices:
+        shape = ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
+        raise errors.ConfigError(
+            f"mesh ({shape}) wants {math.prod(sizes)} devices; this run has {devices}. "
+            "The axis sizes must multiply to the number of devices (mesh.data=-1 takes the rest)"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def initialize_distributed(coordinator: str, processes: int, process_index: int) -> None:
+    """Joins the processes of a multi-process run; on a TPU pod all three are found by JAX itself.
+
+    Args:
+        coordinator: "host:port" of process 0, "auto" to let JAX ask the cluster, or "" for a single process.
+        processes: number of processes (with an explicit coordinator).
+        process_index: this process (with an explicit coordinator).
+    """
+    if not coordinator:
+        return
+    if coordinator == "auto":
+        jax.distributed.initialize()
+        return
+    if jax.config.values["jax_platforms"] == "cpu":
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, processes, process_index)

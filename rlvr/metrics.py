@@ -1,0 +1,75 @@
+"""What is reported of a rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlvr.algo.advantages import SPREAD_TOLERANCE
+from rlvr.algo.kl import k3
+from rlvr.learner.batch import Row
+from rlvr.rollout.collect import Collected, Episode
+from rlvr.types import STATUSES
+
+
+def rollout_metrics(collected: Collected, rewards: np.ndarray, valid: np.ndarray, group_size: int) -> dict[str, float]:
+    """Returns the metrics of one step's samples; rewards and valid are [P * G]."""
+    episodes = collected.episodes
+    lengths = np.array([len(e.completion.tokens) for e in episodes])
+    strict = np.array([e.verdict.score for e in episodes])
+    statuses = [e.verdict.status for e in episodes]
+    grouped = rewards.reshape(-1, group_size)
+    flat = np.ptp(grouped, axis=1) <= SPREAD_TOLERANCE
+    kept = rewards[valid] if valid.any() else np.zeros(1)
+    right = strict >= 1.0
+    metrics = {
+        "reward/mean": np.mean(kept),
+        "reward/std": np.std(kept),
+        "accuracy/strict": np.mean(strict),
+        "accuracy/lenient": np.mean([e.verdict.parts.get("lenient", e.verdict.score) for e in episodes]),
+        "rollout/tokens_mean": np.mean(lengths),
+        "rollout/tokens_mean_right": np.mean(lengths[right]) if right.any() else np.nan,
+        "rollout/tokens_mean_wrong": np.mean(lengths[~right]) if (~right).any() else np.nan,
+        "rollout/tokens_per_s": np.sum(lengths) / max(collected.decode_s, 1e-9),
+        "rollout/truncated": np.mean([e.completion.stop_reason == "length" for e in episodes]),
+        "groups/all_correct": np.mean(flat & (grouped[:, 0] >= 1.0)),
+        "groups/all_wrong": np.mean(flat & (grouped[:, 0] < 1.0)),
+        "verdict/masked": np.sum(~valid),
+        "verdict/seconds_max": np.max([e.verdict.seconds for e in episodes]),
+        **{f"verdict/{status}": statuses.count(status) for status in STATUSES},
+    }
+    return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
+
+
+def mean_kl(rows: Sequence[Row], reference: Sequence[np.ndarray]) -> float:
+    """Returns the k3 estimate of KL(policy || start) over the sampled tokens, nats a token."""
+    x = np.concatenate([row.old_logprobs for row in rows]) - np.concatenate(list(reference))
+    return float(np.mean(k3(x)))
+
+
+def sample_rows(episodes: Sequence[Episode], advantages: np.ndarray) -> list[dict[str, Any]]:
+    """Returns the best and the worst episode of a step by advantage, as rows of `samples.jsonl`."""
+    chosen = sorted({int(np.argmax(advantages)), int(np.argmin(advantages))})
+    return [describe_episode(episodes[i], float(advantages[i])) for i in chosen]
+
+
+def describe_episode(episode: Episode, advantage: float | None = None) -> dict[str, Any]:
+    """Returns an episode as a JSON row."""
+    verdict = episode.verdict
+    return {
+        "task": episode.task.task,
+        "prompt_id": episode.task.prompt_id,
+        "sample": episode.completion.request.sample,
+        "prompt": episode.task.prompt,
+        "completion": episode.text,
+        "answer": episode.task.answer,
+        "score": verdict.score,
+        "status": verdict.status,
+        "detail": verdict.detail,
+        "parts": dict(verdict.parts),
+        "tokens": len(episode.completion.tokens),
+        "stop_reason": episode.completion.stop_reason,
+        "advantage": advantage,
+    }

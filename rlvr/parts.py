@@ -1,0 +1,172 @@
+"""Builds the parts of a run from its config, and checks what only the parts together can show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rlvr import errors, keys, partition
+from rlvr.algo.objectives import ObjectiveConfig
+from rlvr.checkpoint import load_params
+from rlvr.config import ExperimentConfig
+from rlvr.data.pipeline import TaskStream
+from rlvr.learner.learner import Learner
+from rlvr.policy.config import PolicyConfig
+from rlvr.policy.transformer import Params, Policy
+from rlvr.rollout.collect import Collector
+from rlvr.rollout.engine import Engine, check_prompt
+from rlvr.text.chat import encode_task
+from rlvr.text.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from rlvr.types import Task
+from rlvr.verifiers.pool import VerifierPool
+
+Demonstration = tuple[Sequence[int], np.ndarray, np.ndarray]
+
+
+class Parts(NamedTuple):
+    """What a run works with.
+
+    Attributes:
+        tokenizer: of the policy.
+        collector: samples and verifies.
+        learner, warm_learner: the updates of the RL and of the warm start.
+        initial_params: returns the parameters that the run starts from.
+        demonstration: (prompt ids, completion ids with the stop token, zeros) of a task, for a warm start.
+    """
+
+    tokenizer: Tokenizer
+    collector: Collector
+    learner: Learner
+    warm_learner: Learner
+    initial_params: Callable[[], Params]
+    demonstration: Callable[[Task], Demonstration]
+
+
+def make_parts(
+    config: ExperimentConfig,
+    mesh: Mesh,
+    pool: VerifierPool,
+    tokenizer: Tokenizer,
+) -> Parts:
+    """Builds everything a run works with; call within `jax.set_mesh(mesh)`.
+
+    Raises:
+        ConfigError: sizes that the mesh does not divide.
+    """
+    check_mesh(config.policy, mesh)
+    policy = Policy(config.policy)
+    engine = Engine(policy, config.engine, tokenizer.stop_ids, mesh)
+
+    def learner(objective: ObjectiveConfig, optimizer: str, steps: int) -> Learner:
+        return Learner(
+            policy,
+            objective,
+            config.warm_start.optimizer if optimizer == "warm_start" else config.optimizer,
+            config.update,
+            steps=steps,
+            max_length=config.engine.max_prompt_tokens + config.engine.max_new_tokens,
+            max_columns=config.engine.max_new_tokens,
+            temperature=config.rollout.temperature,
+            mesh=mesh,
+        )
+
+    imitate = ObjectiveConfig(
+        surrogate="reinforce",
+        aggregation="token_mean",
+        balance_coef=config.warm_start.balance_coef,
+        z_coef=config.warm_start.z_coef,
+    )
+    return Parts(
+        tokenizer=tokenizer,
+        collector=Collector(engine, tokenizer, pool),
+        learner=learner(config.objective, "rl", config.steps * config.update.minibatches),
+        warm_learner=learner(imitate, "warm_start", config.warm_start.steps),
+        initial_params=lambda: initial_params(config, policy, mesh),
+        demonstration=lambda task: encode_demonstration(tokenizer, task),
+    )
+
+
+def initial_params(config: ExperimentConfig, policy: Policy, mesh: Mesh) -> Params:
+    """Returns the parameters a run starts from: the checkpoint's, or random ones, the same on any mesh."""
+    if config.checkpoint:
+        return load_params(Path(config.checkpoint) / "params", config.policy, mesh)
+    shardings = partition.shardings(mesh, policy.logical_axes())
+    return jax.jit(policy.init, out_shardings=shardings)(keys.make_key(config.seed, "init"))
+
+
+def check_mesh(policy: PolicyConfig, mesh: Mesh) -> None:
+    """Raises ConfigError naming the dimension of the policy that the mesh does not divide."""
+    sizes = {"vocab_size": "vocab", "dim": "embed", "query_heads": "query_heads", "kv_heads": "kv_heads"}
+    if len(policy.moe_layers) < policy.layers:
+        sizes["hidden"] = "hidden"
+    if policy.moe_layers:
+        sizes |= {"experts": "experts", "expert_hidden": "expert_hidden"}
+    for name, axis in sizes.items():
+        partition.check_divisible(f"policy.{name}", getattr(policy, name), axis, mesh)
+
+
+def read_tokenizer(config: ExperimentConfig) -> Tokenizer:
+    """Returns the checkpoint's tokenizer, or bytes where there is none.
+
+    Raises:
+        WeightsError: it cannot be loaded.
+        ConfigError: the policy's vocabulary does not hold it.
+    """
+    tokenizer = load_tokenizer(Path(config.checkpoint) / "tokenizer") if config.checkpoint else ByteTokenizer()
+    if tokenizer.vocab_size > config.policy.vocab_size:
+        raise errors.ConfigError(
+            f"policy.vocab_size={config.policy.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+def check_tasks(
+    config: ExperimentConfig, tokenizer: Tokenizer, stream: TaskStream, eval_sets: dict[str, Sequence[Task]]
+) -> set[str]:
+    """Looks at every task once, before anything is computed.
+
+    Returns:
+        The verifiers that the tasks name.
+
+    Raises:
+        DataError: a prompt or demonstration over its budget, or a warm start on a task without demonstration.
+    """
+    verifiers = set()
+    for task in stream.iter_distinct():
+        verifiers.add(task.verifier)
+        _check_task(config, tokenizer, task, "training")
+        if config.warm_start.steps:
+            _check_demonstration(config, tokenizer, task)
+    for tasks in eval_sets.values():
+        for task in tasks:
+            verifiers.add(task.verifier)
+            _check_task(config, tokenizer, task, "evaluation")
+    return verifiers
+
+
+def _check_task(config: ExperimentConfig, tokenizer: Tokenizer, task: Task, kind: str) -> None:
+    name = f"the {kind} task of {task.task!r} that begins {task.prompt[:60]!r}"
+    check_prompt(encode_task(tokenizer, task), config.engine.max_prompt_tokens, name)
+
+
+def _check_demonstration(config: ExperimentConfig, tokenizer: Tokenizer, task: Task) -> None:
+    name = f"the training task of {task.task!r} that begins {task.prompt[:60]!r}"
+    if not task.demonstration:
+        raise errors.DataError(f"{name} has no demonstration, which warm_start.steps={config.warm_start.steps} needs")
+    length = len(encode_demonstration(tokenizer, task)[1])
+    if length > config.engine.max_new_tokens:
+        raise errors.DataError(
+            f"the demonstration of {name} has {length} tokens; accepted: at most "
+            f"engine.max_new_tokens={config.engine.max_new_tokens}"
+        )
+
+
+def encode_demonstration(tokenizer: Tokenizer, task: Task) -> Demonstration:
+    """Returns (prompt ids, demonstration ids and a stop token, zeros in place of sampled log-probs)."""
+    completion = [*tokenizer.encode(task.demonstration), tokenizer.stop_ids[0]]
+    return encode_task(tokenizer, task), np.array(completion, np.int32), np.zeros(len(completion), np.float32)

@@ -1,0 +1,199 @@
+"""The decoder: embedding, blocks, head. The same function samples (with a cache) and trains (without)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlvr import partition
+from rlvr.policy import cache as cache_lib
+from rlvr.policy.attention import Attention
+from rlvr.policy.config import PolicyConfig
+from rlvr.policy.mlp import Mlp
+from rlvr.policy.moe import Moe, RouterStats
+from rlvr.policy.parameters import fan_in, param, recording
+from rlvr.policy.rope import rope_angles
+
+Params = dict[str, Any]
+
+
+class Output(NamedTuple):
+    """Result of `Policy.forward`.
+
+    Attributes:
+        hidden: [B, T, D] after the final norm; `Policy.logits` makes logits of any part of it.
+        cache: the extended cache, or None if none was given.
+        router: statistics of the mixture layers, fields stacked [layers, ...], or None if there are none.
+    """
+
+    hidden: jax.Array
+    cache: cache_lib.Cache | None
+    router: RouterStats | None
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich, 1910.07467), computed in float32."""
+
+    config: PolicyConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]."""
+        scale = param(self, "scale", (None,), (x.shape[-1],), lambda key, shape, dtype: jnp.ones(shape, dtype))
+        wide = x.astype(jnp.float32)
+        variance = jnp.mean(wide**2, axis=-1, keepdims=True)
+        return (wide * jax.lax.rsqrt(variance + self.config.norm_epsilon) * scale).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each with its residual."""
+
+    config: PolicyConfig
+    moe: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        angles: tuple[jax.Array, jax.Array],
+        cache: cache_lib.LayerCache | None,
+        valid: jax.Array,
+    ) -> tuple[jax.Array, cache_lib.LayerCache | None, RouterStats | None]:
+        """Maps x [B, T, D] to ([B, T, D], extended cache, router statistics)."""
+        attended, cache = Attention(self.config, name="attention")(
+            RmsNorm(self.config, name="attention_norm")(x), positions, angles, cache
+        )
+        x = x + attended
+        normed = RmsNorm(self.config, name="mlp_norm")(x)
+        if not self.moe:
+            return x + Mlp(self.config, name="mlp")(normed), cache, None
+        out, stats = Moe(self.config, name="moe")(normed, valid)
+        return x + out, cache, stats
+
+
+class Decoder(nn.Module):
+    """The whole network; see `Policy` for how it is called."""
+
+    config: PolicyConfig
+
+    def setup(self) -> None:
+        c = self.config
+        block = nn.remat(Block) if c.remat == "block" else Block
+        self.embed = Embedding(c)
+        self.layer = [block(c, moe=i in c.moe_layers) for i in range(c.layers)]
+        self.final_norm = RmsNorm(c)
+        if not c.tied_head:
+            self.head = Head(c)
+
+    def __call__(
+        self, tokens: jax.Array, positions: jax.Array, cache: cache_lib.Cache | None, valid: jax.Array
+    ) -> Output:
+        c = self.config
+        x = self.embed()[tokens].astype(jnp.dtype(c.dtype))
+        x = partition.constrain(x, "batch", None, None)
+        angles = rope_angles(positions, c.head_size, c.rope_theta)
+        caches: list[Any] = []
+        stats: list[RouterStats] = []
+        for i, layer in enumerate(self.layer):
+            x, layer_cache, layer_stats = layer(x, positions, angles, None if cache is None else cache[i], valid)
+            caches.append(layer_cache)
+            if layer_stats is not None:
+                stats.append(layer_stats)
+        router = jax.tree.map(lambda *fields: jnp.stack(fields), *stats) if stats else None
+        return Output(self.final_norm(x), None if cache is None else tuple(caches), router)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Maps hidden [..., D] to logits [..., V] in float32."""
+        # A float32 head: MiniMax-M1 (2506.13585) and ScaleRL (2510.13786) trace most of the gap between sampled
+        # and recomputed log-probs to this product.
+        hidden = hidden.astype(jnp.float32)
+        if self.config.tied_head:
+            return jnp.einsum("...D,VD->...V", hidden, self.embed())
+        return jnp.einsum("...D,DV->...V", hidden, self.head())
+
+
+class Embedding(nn.Module):
+    """Token embedding table [V, D]."""
+
+    config: PolicyConfig
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """Returns the table."""
+        shape = (self.config.vocab_size, self.config.dim)
+        return param(self, "table", ("vocab", "embed"), shape, fan_in(1))
+
+
+class Head(nn.Module):
+    """Untied output matrix [D, V]."""
+
+    config: PolicyConfig
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """Returns the matrix."""
+        shape = (self.config.dim, self.config.vocab_size)
+        return param(self, "kernel", ("embed", "vocab"), shape, fan_in(0))
+
+
+class Policy:
+    """The policy as pure functions of its parameters, a plain nested dict of float32 arrays."""
+
+    def __init__(self, config: PolicyConfig):
+        config.validate()
+        self.config = config
+        self._module = Decoder(config)
+
+    def init(self, key: jax.Array) -> Params:
+        """Returns freshly initialised parameters."""
+
+        def run(module: Decoder) -> None:
+            tokens = jnp.zeros((1, 1), jnp.int32)
+            output = module(tokens, tokens, None, tokens == 0)
+            module.logits(output.hidden)
+
+        # No mesh: initialisation runs one token through the network, which no mesh could split.
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            return nn.init(run, self._module)(key)["params"]
+
+    def abstract_params(self) -> Params:
+        """Returns the tree of shapes and dtypes of the parameters."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def logical_axes(self) -> Params:
+        """Returns the tree of logical-axes tuples, shaped like the parameters."""
+        with recording() as axes:
+            shapes = self.abstract_params()
+        return jax.tree_util.tree_map_with_path(lambda path, _: axes[tuple(p.key for p in path)], shapes)
+
+    def forward(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array,
+        cache: cache_lib.Cache | None = None,
+        valid: jax.Array | None = None,
+    ) -> Output:
+        """Runs the network.
+
+        Args:
+            params: the parameters.
+            tokens: [B, T] int32 ids.
+            positions: [B, T] int32, consecutive in a row. Without a cache they start at 0. A token sees those at its
+                own position and before, so padding belongs at the end of a row.
+            cache: keys and values of the tokens before `positions[:, 0]`; extended by this row.
+            valid: [B, T] which tokens count in the router statistics; default all.
+        """
+        if valid is None:
+            valid = jnp.ones(tokens.shape, bool)
+        output: Any = self._module.apply({"params": params}, tokens, positions, cache, valid)
+        return output
+
+    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Maps hidden [..., D] to float32 logits [..., V]."""
+        logits: Any = self._module.apply({"params": params}, hidden, method="logits")
+        return logits

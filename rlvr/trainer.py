@@ -1,0 +1,290 @@
+"""The run, read top to bottom: tasks -> rollout -> verdicts -> advantages -> update -> params -> next rollout."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rlvr import checkpoint, evaluation, fingerprint, keys, report, workdir
+from rlvr.algo.advantages import ADVANTAGES
+from rlvr.algo.rewards import compute_rewards
+from rlvr.checkpoint import Checkpoints
+from rlvr.config import ExperimentConfig, config_hash, resolve
+from rlvr.data.pipeline import TaskStream, make_eval_sets, make_train_stream
+from rlvr.learner.batch import Row
+from rlvr.mesh import make_mesh
+from rlvr.metrics import mean_kl, rollout_metrics, sample_rows
+from rlvr.parts import Parts, check_tasks, make_parts, read_tokenizer
+from rlvr.rollout.collect import Collected
+from rlvr.rollout.engine import Interrupted
+from rlvr.signals import stop_signal
+from rlvr.timing import timed
+from rlvr.types import Task
+from rlvr.verifiers.pool import VerifierPool
+from rlvr.writers import MetricsWriter
+
+log = logging.getLogger("rlvr")
+
+
+def train(config: ExperimentConfig, folder: Path) -> dict[str, Any] | None:
+    """Runs an experiment, from wherever its workdir has got to.
+
+    Args:
+        config: the experiment, as parsed.
+        folder: the workdir.
+
+    Returns:
+        What `result.json` holds, or None if the run was asked to stop (SIGTERM) and saved itself.
+
+    Raises:
+        ConfigError, DataError, WeightsError, WorkdirError: see `rlvr.errors`; raised before anything is computed.
+    """
+    config = resolve(config)
+    mesh = make_mesh(config.mesh)
+    claim = workdir.claim(folder) if jax.process_index() == 0 else contextlib.nullcontext()
+    with claim, stop_signal() as should_stop, jax.set_mesh(mesh):
+        if jax.process_index() == 0:
+            workdir.adopt(folder, config)
+        stream, eval_sets = make_train_stream(config.data), make_eval_sets(config.data)
+        tokenizer = read_tokenizer(config)
+        verifiers = check_tasks(config, tokenizer, stream, eval_sets)
+        with VerifierPool(config.verifiers, sorted(verifiers)) as pool:
+            parts = make_parts(config, mesh, pool, tokenizer)
+            return Run(config, folder, mesh, parts, stream, eval_sets, should_stop).finish()
+
+
+class Run:
+    """One process's hold on a run: the state, where it is, and what it has seen.
+
+    Steps count from 0 over the whole run: first the warm start's, then the RL's.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        folder: Path,
+        mesh: Mesh,
+        parts: Parts,
+        stream: TaskStream,
+        eval_sets: dict[str, Sequence[Task]],
+        should_stop: Callable[[], bool],
+    ):
+        self.config, self.folder, self.mesh, self.parts = config, folder, mesh, parts
+        self.stream, self.eval_sets, self.should_stop = stream, eval_sets, should_stop
+        self.warm_steps = config.warm_start.steps
+        self.total = self.warm_steps + config.steps
+        self.began = time.monotonic()
+        self.start_params: Any = None  # of the RL: the reference of every KL
+
+    def finish(self) -> dict[str, Any] | None:
+        """Runs all steps that are left, then writes the result and the report."""
+        lead = jax.process_index() == 0
+        if lead:
+            checkpoint.describe_policy(self.folder, self.config.policy, self.parts.tokenizer)
+        with contextlib.closing(Checkpoints(self.folder, self.config.checkpoints)) as self.checkpoints:
+            self.step, self.state, self.record = self._restore_or_start()
+            writing = MetricsWriter(self.folder, resume_step=self.step, total_steps=self.total) if lead else None
+            with writing or contextlib.nullcontext() as self.writer:
+                try:
+                    self._run_steps()
+                    self.should_stop_now()
+                except Interrupted:
+                    self._save()
+                    self.checkpoints.wait()
+                    log.warning(
+                        "stopped by a signal: saved at step %d of %d; the same command resumes",
+                        self.step,
+                        self.total,
+                    )
+                    return None
+        result = self._result()
+        if lead:
+            workdir.write_json(self.folder / "result.json", result)
+            report.write_report(self.folder)
+        return result
+
+    def _run_steps(self) -> None:
+        while self.step < self.total:
+            self.should_stop_now()
+            began = time.monotonic()
+            if self.step < self.warm_steps:
+                metrics = self._warm_step()
+            else:
+                if self.step == self.warm_steps:
+                    self._enter_rl()
+                metrics = self._rl_step()
+            self.step += 1
+            accuracy = self._evaluate_if_due(metrics)
+            self._save_if_due(metrics, accuracy)
+            spent = sum(value for name, value in metrics.items() if name.startswith("time/"))
+            metrics["time/other"] = max(time.monotonic() - began - spent, 0.0)
+            metrics["wall_s"] = self.wall_s()
+            if self.writer:
+                self.writer.write(self.step - 1, metrics)
+        if self.step == self.warm_steps:  # no RL steps at all: the warm start is the whole run
+            self._enter_rl()
+
+    def _warm_step(self) -> dict[str, Any]:
+        """One supervised step on demonstrations: the same update, with advantages of one."""
+        rows_a_step = self.config.warm_start.rows
+        tasks = self.stream.batch(self.step * rows_a_step, rows_a_step)
+        rows = [Row(*self.parts.demonstration(task), 1.0, i) for i, task in enumerate(tasks)]
+        with timed() as took:
+            self.state, learned = self.parts.warm_learner.update(self.state, rows)
+        learned["loss/supervised"] = learned.pop("loss/policy")
+        kept = ("loss/", "optimizer/", "moe/")  # the others compare with a sampling that did not happen
+        metrics = {name: value for name, value in learned.items() if name.startswith(kept)}
+        rate = self.parts.warm_learner.learning_rate(self.step)
+        return {"phase": "warm_start", **metrics, "optimizer/lr": rate, "time/update": took()}
+
+    def _enter_rl(self) -> None:
+        """Fixes the start policy, drops the warm start's optimizer state, and measures where the RL begins."""
+        self.state = self.parts.learner.fresh(self.state.params)
+        if not (self.folder / "start").exists():
+            checkpoint.save_params(self.folder / "start", self.state.params)
+        self.record["eval_start"] = self._evaluate()
+
+    def _rl_step(self) -> dict[str, Any]:
+        """One step of the loop: sample, judge, compare within groups, update."""
+        c, rollout = self.config, self.config.rollout
+        rl_step = self.step - self.warm_steps
+        tasks = self.stream.batch(self.warm_steps * c.warm_start.rows + rl_step * rollout.prompts, rollout.prompts)
+        collected = self.parts.collector.collect(
+            self.state.params,
+            tasks,
+            keys.make_key(c.seed, "rollout", rl_step),
+            samples=rollout.group_size,
+            temperature=rollout.temperature,
+            should_stop=self.should_stop,
+        )
+        rewards, valid = compute_rewards([e.verdict for e in collected.episodes], c.reward)
+        measure_kl = c.objective.needs_reference() or rl_step % c.evaluation.interval == 0
+        rows = self._rows(collected, np.zeros(len(rewards)))
+        with timed() as took_update:
+            reference = self.parts.learner.score(self._start(), rows) if measure_kl else None
+            if c.objective.kl == "k1_in_reward":
+                drift = [np.sum(row.old_logprobs - ref) for row, ref in zip(rows, reference or [], strict=True)]
+                rewards = rewards - c.objective.kl_coef * np.array(drift, np.float64)
+            shape = (rollout.prompts, rollout.group_size)
+            advantages = ADVANTAGES[c.objective.advantage](
+                rewards.reshape(shape),
+                valid.reshape(shape),
+                std_ddof=c.objective.std_ddof,
+                epsilon=c.objective.epsilon,
+            ).reshape(-1)
+            learned = self._update(self._rows(collected, advantages), reference)
+        self.record["rollout_sha256"] = fingerprint.chain_completions(
+            self.record["rollout_sha256"], [e.completion for e in collected.episodes]
+        )
+        if self.writer and rl_step % c.sample_interval == 0:
+            self.writer.write_samples(self.step, sample_rows(collected.episodes, advantages))
+        kl = {} if reference is None else {"kl/start": mean_kl(rows, reference)}
+        return {
+            "phase": "rl",
+            **rollout_metrics(collected, rewards, valid, rollout.group_size),
+            **learned,
+            **kl,
+            "optimizer/lr": self.parts.learner.learning_rate(rl_step * c.update.minibatches),
+            "time/rollout": collected.decode_s,
+            "time/verify_wait": collected.verify_wait_s,
+            "time/update": took_update(),
+        }
+
+    def _rows(self, collected: Collected, advantages: np.ndarray) -> list[Row]:
+        size = self.config.rollout.group_size
+        return [
+            Row(e.completion.request.prompt, e.completion.tokens, e.completion.logprobs, float(a), i // size)
+            for i, (e, a) in enumerate(zip(collected.episodes, advantages, strict=True))
+        ]
+
+    def _update(self, rows: list[Row], reference: list[np.ndarray] | None) -> dict[str, float]:
+        """Takes the rollout's optimizer steps; metrics are their means (maxima for names ending in "max")."""
+        parts = self.config.update.minibatches
+        size = len(rows) // parts
+        seen: list[dict[str, float]] = []
+        for i in range(parts):
+            chosen = slice(i * size, (i + 1) * size)
+            own = None if reference is None else reference[chosen]
+            self.state, metrics = self.parts.learner.update(self.state, rows[chosen], own)
+            seen.append(metrics)
+        reduce: dict[str, Callable[..., Any]] = {"max": np.max, "skipped": np.sum}
+        return {
+            name: float(next((f for end, f in reduce.items() if name.endswith(end)), np.mean)([m[name] for m in seen]))
+            for name in seen[0]
+        }
+
+    def _start(self) -> Any:
+        if self.start_params is None:
+            self.start_params = checkpoint.load_params(self.folder / "start", self.config.policy, self.mesh)
+        return self.start_params
+
+    def _evaluate(self) -> dict[str, Any]:
+        return evaluation.evaluate(
+            self.parts.collector,
+            self.state.params,
+            self.eval_sets,
+            seed=self.config.seed,
+            temperature=self.config.evaluation.temperature,
+            should_stop=self.should_stop,
+        )
+
+    def _evaluate_if_due(self, metrics: dict[str, Any]) -> float | None:
+        rl_steps = self.step - self.warm_steps
+        due = rl_steps > 0 and (rl_steps % self.config.evaluation.interval == 0 or self.step == self.total)
+        if not due or not self.eval_sets:
+            return None
+        with timed() as took:
+            self.record["eval"] = self._evaluate()
+        metrics |= evaluation.flatten(self.record["eval"])
+        metrics["time/evaluate"] = took()
+        return evaluation.mean_accuracy(self.record["eval"])
+
+    def _save_if_due(self, metrics: dict[str, Any], accuracy: float | None) -> None:
+        if self.step % self.config.checkpoints.interval == 0 or self.step == self.total:
+            with timed() as took:
+                self._save(accuracy)
+            metrics["time/checkpoint"] = took()
+
+    def _save(self, accuracy: float | None = None) -> None:
+        self.checkpoints.save(self.step, self.state, {**self.record, "wall_s": self.wall_s()}, accuracy)
+
+    def _restore_or_start(self) -> tuple[int, Any, dict[str, Any]]:
+        """Returns (step, state, record): the newest whole checkpoint's, or the beginning's."""
+
+        def target(step: int) -> Any:
+            return (self.parts.warm_learner if step < self.warm_steps else self.parts.learner).abstract()
+
+        restored = self.checkpoints.restore(target)
+        if restored is not None:
+            log.warning("resuming at step %d of %d from %s", restored.step, self.total, self.folder)
+            return restored
+        record = {"rollout_sha256": "", "eval_start": {}, "eval": {}, "wall_s": 0.0}
+        learner = self.parts.warm_learner if self.warm_steps else self.parts.learner
+        return 0, learner.fresh(self.parts.initial_params()), record
+
+    def should_stop_now(self) -> None:
+        """Raises Interrupted if the run was asked to stop."""
+        if self.should_stop():
+            raise Interrupted
+
+    def wall_s(self) -> float:
+        """Seconds this run has taken, over all its processes in time (what a kill lost is not counted)."""
+        return self.record["wall_s"] + time.monotonic() - self.began
+
+    def _result(self) -> dict[str, Any]:
+        return {
+            "config_hash": config_hash(self.config),
+            "steps": self.total,
+            "params_sha256": fingerprint.hash_params(self.state.params),
+            **{name: self.record[name] for name in ("rollout_sha256", "eval", "eval_start")},
+            "wall_s": round(self.wall_s(), 1),
+            "failed_saves": self.checkpoints.failed_saves,
+        }

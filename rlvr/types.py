@@ -1,0 +1,98 @@
+"""The plain records that travel between the rooms. Imports nothing but numpy: verifier workers load this file.
+
+Dimension letters, used in every shape comment and einsum of the project:
+
+    B rows          G group size        T tokens of a row     C sampled tokens of a row
+    D model width   H query heads       K key/value heads     h head size
+    E experts       k experts a token   F hidden width        V vocabulary
+    S cache slots   L cache length      N flattened tokens
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# A timeout is not a wrong answer, and a verifier that failed is not a wrong answer: each is counted apart.
+STATUSES = ("correct", "wrong", "unparsed", "timeout", "error", "refused")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One problem.
+
+    Attributes:
+        prompt_id: 32-bit hash of the task's name and problem text; part of every sampling key.
+        task: name under which results are reported, e.g. "addition" or "gsm8k".
+        prompt: what the policy is asked (the user turn where the policy has a chat template).
+        answer: the reference answer as text.
+        verifier: key of `rlvr.verifiers.base.VERIFIERS`.
+        system: system turn; "" means none of our own (the chat template may add its default).
+        demonstration: a completion to imitate in a warm start; "" where there is none.
+        payload: whatever else the verifier needs; must survive JSON.
+    """
+
+    prompt_id: int
+    task: str
+    prompt: str
+    answer: str
+    verifier: str
+    system: str = ""
+    demonstration: str = ""
+    payload: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a verifier says of one completion.
+
+    Attributes:
+        score: the reward under strict extraction; finite.
+        status: one of `STATUSES`.
+        detail: a short reason for people.
+        seconds: wall-clock seconds of the verification.
+        parts: named components; always has "strict" and "lenient" (score if the answer is searched for anywhere).
+    """
+
+    score: float
+    status: str
+    detail: str = ""
+    seconds: float = 0.0
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One sequence to sample.
+
+    Attributes:
+        index: position in the list of requests of this call; completions are matched by it.
+        prompt_id: see `Task`; part of the sampling key.
+        sample: which of the G samples of the prompt; part of the sampling key.
+        prompt: token ids, at least one.
+    """
+
+    index: int
+    prompt_id: int
+    sample: int
+    prompt: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One sampled sequence, as token ids: text is for people and verifiers, and is never encoded again.
+
+    Attributes:
+        request: what was asked for.
+        tokens: [C] int32 sampled ids, the stop token included where one was sampled.
+        logprobs: [C] float32 log-probability of each id under the distribution it was drawn from.
+        stop_reason: "stop" (a stop token) or "length" (the budget ran out).
+    """
+
+    request: Request
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    stop_reason: str

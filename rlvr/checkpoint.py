@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
@@ -116,7 +117,8 @@ class Checkpoints:
     def restore(self, targets: Any) -> Restored | None:
         """Reads the newest checkpoint that is whole.
 
-        A damaged one is renamed to `damaged-<step>` and named in a warning.
+        Newer ones that are damaged are named in a warning and renamed to `damaged-<step>`. Where none is whole
+        nothing is renamed: it may be the storage that fails, and the run must not begin anew on the next try.
 
         Args:
             targets: function from a step to the abstract TrainState with shardings (any mesh).
@@ -128,7 +130,7 @@ class Checkpoints:
             WeightsError: there are checkpoints, and none is whole.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        for i, step in enumerate(steps):
             target = targets(step)
             try:
                 items = self._manager.restore(
@@ -139,14 +141,14 @@ class Checkpoints:
                         run=ocp.args.JsonRestore(),
                     ),
                 )
-                return Restored(step, TrainState(items.params, items.opt_state), items.run)
             except Exception as error:  # whatever a damaged file raises, and it raises many things
-                log.warning("checkpoint %d cannot be read (%s); trying the one before", step, first_line(error))
-                self._set_aside(step)
+                last = first_line(error)
+                log.warning("checkpoint %d cannot be read (%s); trying the one before", step, last)
+                continue
+            self._set_aside(steps[:i])
+            return Restored(step, TrainState(items.params, items.opt_state), items.run)
         if steps:
-            raise errors.WeightsError(
-                f"none of the checkpoints {steps} in {self._folder} can be read; they were renamed to damaged-<step>"
-            )
+            raise errors.WeightsError(f"none of the checkpoints {steps} in {self._folder} can be read: {last}")
         return None
 
     def close(self) -> None:
@@ -175,11 +177,15 @@ class Checkpoints:
             step, first_line(error), "none" if good is None else good,
         )  # fmt: skip
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
         self._manager.close()
         if jax.process_index() == 0:
-            shutil.rmtree(self._folder / f"damaged-{step}", ignore_errors=True)
-            (self._folder / str(step)).rename(self._folder / f"damaged-{step}")
+            for step in steps:
+                shutil.rmtree(self._folder / f"damaged-{step}", ignore_errors=True)
+                (self._folder / str(step)).rename(self._folder / f"damaged-{step}")
+        multihost_utils.sync_global_devices("damaged checkpoints set aside")
         self._manager = self._open()
 
 
@@ -225,8 +231,12 @@ def save_policy(folder: Path, config: PolicyConfig, params: Params, tokenizer: T
         raise errors.WeightsError(f"{folder} exists and is not empty: choose another output folder or remove it")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    save_params(partial / "params", params)
-    describe_policy(partial, config, tokenizer)
+    try:
+        save_params(partial / "params", params)
+        describe_policy(partial, config, tokenizer)
+    except (OSError, ValueError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise errors.WeightsError(f"{folder} cannot be written: {first_line(error)}") from error
     if folder.exists():
         folder.rmdir()
     partial.rename(folder)
@@ -255,13 +265,22 @@ def load_policy(folder: Path, mesh: Mesh | None = None) -> LoadedPolicy:
     """
     config = read_policy_config(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
-    source = folder / "params"
-    if not source.exists():
-        steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
-        if not steps:
-            raise errors.WeightsError(f"{folder} has neither params/ nor checkpoints/<step>: nothing to load")
-        source = folder / "checkpoints" / str(max(steps)) / "params"
+    source = find_params(folder)
     return LoadedPolicy(Policy(config), load_params(source, config, mesh), tokenizer)
+
+
+def find_params(folder: Path) -> Path:
+    """Returns where the parameters of a policy folder, or of the newest checkpoint of a run's workdir, are.
+
+    Raises:
+        WeightsError: the folder has neither.
+    """
+    if (folder / "params").exists():
+        return folder / "params"
+    steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+    if not steps:
+        raise errors.WeightsError(f"{folder} has neither params/ nor checkpoints/<step>: nothing to load")
+    return folder / "checkpoints" / str(max(steps)) / "params"
 
 
 def read_policy_config(folder: Path) -> PolicyConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from rlvr import errors, keys, partition
 from rlvr.algo.objectives import ObjectiveConfig
-from rlvr.checkpoint import load_params
+from rlvr.checkpoint import find_params, load_params
 from rlvr.config import ExperimentConfig
 from rlvr.data.pipeline import TaskStream
 from rlvr.learner.learner import Learner
@@ -94,7 +94,7 @@ def make_parts(
 def initial_params(config: ExperimentConfig, policy: Policy, mesh: Mesh) -> Params:
     """Returns the parameters a run starts from: the checkpoint's, or random ones, the same on any mesh."""
     if config.checkpoint:
-        return load_params(Path(config.checkpoint) / "params", config.policy, mesh)
+        return load_params(find_params(Path(config.checkpoint)), config.policy, mesh)
     shardings = partition.shardings(mesh, policy.logical_axes())
     return jax.jit(policy.init, out_shardings=shardings)(keys.make_key(config.seed, "init"))
 
@@ -126,7 +126,7 @@ def read_tokenizer(config: ExperimentConfig) -> Tokenizer:
 
 
 def check_tasks(
-    config: ExperimentConfig, tokenizer: Tokenizer, stream: TaskStream, eval_sets: dict[str, Sequence[Task]]
+    config: ExperimentConfig, tokenizer: Tokenizer, stream: TaskStream, eval_sets: Mapping[str, Sequence[Task]]
 ) -> set[str]:
     """Looks at every task once, before anything is computed.
 
@@ -142,6 +142,14 @@ def check_tasks(
         _check_task(config, tokenizer, task, "training")
         if config.warm_start.steps:
             _check_demonstration(config, tokenizer, task)
+    return verifiers | check_eval_tasks(config, tokenizer, eval_sets)
+
+
+def check_eval_tasks(
+    config: ExperimentConfig, tokenizer: Tokenizer, eval_sets: Mapping[str, Sequence[Task]]
+) -> set[str]:
+    """Looks at every evaluation task once; see `check_tasks`."""
+    verifiers = set()
     for tasks in eval_sets.values():
         for task in tasks:
             verifiers.add(task.verifier)

@@ -83,6 +83,7 @@ class Run:
         self.total = self.warm_steps + config.steps
         self.began = time.monotonic()
         self.start_params: Any = None  # of the RL: the reference of every KL
+        self.save_s = 0.0  # seconds of the save after the previous step, told by the next step's metrics
 
     def finish(self) -> dict[str, Any] | None:
         """Runs all steps that are left, then writes the result and the report."""
@@ -112,23 +113,28 @@ class Run:
         return result
 
     def _run_steps(self) -> None:
-        while self.step < self.total:
+        while self.step < self.total or "unfinished" in self.record:
             self.should_stop_now()
             began = time.monotonic()
-            if self.step < self.warm_steps:
-                metrics = self._warm_step()
-            else:
-                if self.step == self.warm_steps:
-                    self._enter_rl()
-                metrics = self._rl_step()
-            self.step += 1
+            metrics = self.record.pop("unfinished", None)
+            if metrics is None:
+                if self.step < self.warm_steps:
+                    metrics = self._warm_step()
+                else:
+                    if self.step == self.warm_steps:
+                        self._enter_rl()
+                    metrics = self._rl_step()
+                self.step += 1
+            self.record["unfinished"] = metrics  # what a stop during the evaluation leaves to be resumed
             accuracy = self._evaluate_if_due(metrics)
-            self._save_if_due(metrics, accuracy)
+            del self.record["unfinished"]
+            metrics["time/checkpoint"] = self.save_s
             spent = sum(value for name, value in metrics.items() if name.startswith("time/"))
             metrics["time/other"] = max(time.monotonic() - began - spent, 0.0)
             metrics["wall_s"] = self.wall_s()
             if self.writer:
                 self.writer.write(self.step - 1, metrics)
+            self._save_if_due(accuracy)  # after the line: a kill between the two must not lose it
         if self.step == self.warm_steps:  # no RL steps at all: the warm start is the whole run
             self._enter_rl()
 
@@ -247,11 +253,13 @@ class Run:
         metrics["time/evaluate"] = took()
         return evaluation.mean_accuracy(self.record["eval"])
 
-    def _save_if_due(self, metrics: dict[str, Any], accuracy: float | None) -> None:
-        if self.step % self.config.checkpoints.interval == 0 or self.step == self.total:
-            with timed() as took:
+    def _save_if_due(self, accuracy: float | None) -> None:
+        with timed() as took:
+            # An evaluated step is saved whenever it comes: the best checkpoint must not miss it.
+            best = accuracy is not None and self.config.checkpoints.keep_best > 0
+            if best or self.step % self.config.checkpoints.interval == 0 or self.step == self.total:
                 self._save(accuracy)
-            metrics["time/checkpoint"] = took()
+        self.save_s = took()
 
     def _save(self, accuracy: float | None = None) -> None:
         self.checkpoints.save(self.step, self.state, {**self.record, "wall_s": self.wall_s()}, accuracy)

@@ -41,12 +41,14 @@ def claim(workdir: Path) -> Iterator[None]:
 def adopt(workdir: Path, config: ExperimentConfig) -> None:
     """Writes `config.json`, or checks that the one there is of the same run.
 
+    A config under which no step was ever begun (its data was refused, say) is replaced.
+
     Raises:
         WorkdirError: the workdir belongs to another config; the differing fields are named.
     """
     path = workdir / "config.json"
     fields = to_dict(config)
-    if path.exists():
+    if path.exists() and (workdir / "metrics.jsonl").exists():
         try:
             found = json.loads(path.read_text())["config"]
         except (json.JSONDecodeError, KeyError) as error:

@@ -26,7 +26,7 @@ def grpo(rewards: np.ndarray, valid: np.ndarray, *, std_ddof: int, epsilon: floa
     centred, count = _centre(rewards, valid)
     squares = np.sum(centred**2, axis=1, keepdims=True)
     std = np.sqrt(squares / np.maximum(count - std_ddof, 1))
-    return np.where(std > SPREAD_TOLERANCE, centred / (std + epsilon), 0.0)
+    return centred / (np.where(std > SPREAD_TOLERANCE, std, np.inf) + epsilon)
 
 
 def dr_grpo(rewards: np.ndarray, valid: np.ndarray, *, std_ddof: int, epsilon: float) -> np.ndarray:

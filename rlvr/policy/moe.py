@@ -182,7 +182,7 @@ def dense_experts(
     Returns:
         [N, D]: sum over a token's local experts of gate * expert(x).
     """
-    local = first + jnp.arange(weights.gate.shape[0])
+    local = first + jnp.arange(weights.gate.shape[0])[None, None, :]
     weight = jnp.sum(jnp.where(choices[:, :, None] == local, gates[:, :, None], 0.0), axis=1)  # [N, E]
     hidden = jax.nn.silu(jnp.einsum("ND,EDF->ENF", x, weights.gate)) * jnp.einsum("ND,EDF->ENF", x, weights.up)
     return jnp.einsum("ENF,EFD,NE->ND", hidden, weights.down, weight.astype(x.dtype))

@@ -45,7 +45,7 @@ class RmsNorm(nn.Module):
         scale = param(self, "scale", (None,), (x.shape[-1],), lambda key, shape, dtype: jnp.ones(shape, dtype))
         wide = x.astype(jnp.float32)
         variance = jnp.mean(wide**2, axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(variance + self.config.norm_epsilon) * scale).astype(x.dtype)
+        return (wide * jax.lax.rsqrt(variance + self.config.norm_epsilon) * scale[None, None, :]).astype(x.dtype)
 
 
 class Block(nn.Module):

@@ -1,0 +1,63 @@
+"""What the entry points that only use a policy share: loading it, an engine for it, and rows in and out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from jax.sharding import Mesh
+
+from rlvr import errors
+from rlvr.checkpoint import LoadedPolicy, load_policy
+from rlvr.mesh import MeshConfig, make_mesh
+
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Policy folder (of launch/import_weights) or the workdir of a run.", required=True
+)
+
+
+@contextlib.contextmanager
+def loaded() -> Iterator[tuple[LoadedPolicy, Mesh]]:
+    """Loads --checkpoint on a mesh of all devices (rows split over them) and makes that mesh current."""
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        yield load_policy(Path(CHECKPOINT.value), mesh), mesh
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads a JSON Lines file.
+
+    Raises:
+        DataError: the file is missing or empty, or a line is no JSON object; the line is named.
+    """
+    if not path.is_file():
+        raise errors.DataError(f"there is no file {path}")
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise errors.DataError(f"{path}:{number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise errors.DataError(f"{path}:{number} is {type(row).__name__}; accepted: an object")
+        rows.append(row)
+    if not rows:
+        raise errors.DataError(f"{path} has no rows")
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes a JSON Lines file; it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+    partial.rename(path)

@@ -1,0 +1,82 @@
+"""Samples a policy: python -m launch.sample --checkpoint=DIR --prompts=rows.jsonl --output=out.jsonl.
+
+A row is {"prompt": text}, taken as it is, or {"messages": [{"role", "content"}, ...]}, put through the chat
+template. Each row gives --n rows, in order, with its own fields and: sample, text, tokens (ids, the stop token
+included), logprobs (of each id, under the distribution sampled from), stop_reason ("stop" or "length").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch import checkpoints, cli
+from rlvr import errors, keys, partition
+from rlvr.rollout.engine import Engine, EngineConfig
+from rlvr.text.chat import encode_prompt
+from rlvr.text.tokenizer import Tokenizer
+from rlvr.types import Request
+
+_PROMPTS = flags.DEFINE_string("prompts", None, "JSON Lines of prompts.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON Lines of completions.", required=True)
+_N = flags.DEFINE_integer("n", 1, "Samples of each prompt.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the sampling; 0 is greedy.", lower_bound=0.0)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Longest completion, in tokens.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "A row's samples depend on it, the row's number, and nothing else.", 0)
+_SLOTS = flags.DEFINE_integer("slots", 32, "Sequences that decode together.", lower_bound=1)
+
+
+def encode_row(tokenizer: Tokenizer, row: dict[str, Any], number: int) -> tuple[int, ...]:
+    """Returns the prompt ids of a row."""
+    given = [name for name in ("prompt", "messages") if name in row]
+    if len(given) != 1:
+        raise errors.DataError(f"row {number} has {given or 'neither field'}; accepted: one of prompt, messages")
+    try:
+        return tuple(encode_prompt(tokenizer, row[given[0]]))
+    except errors.DataError as error:
+        raise errors.DataError(f"row {number}: {error}") from error
+
+
+def main(argv: Sequence[str]) -> None:
+    """Samples every row."""
+    del argv
+    rows = checkpoints.read_rows(Path(_PROMPTS.value))
+    with checkpoints.loaded() as (loaded, mesh):
+        prompts = [encode_row(loaded.tokenizer, row, i) for i, row in enumerate(rows, 1)]
+        shards = partition.batch_shards(mesh)
+        longest = max(len(prompt) for prompt in prompts)
+        config = EngineConfig(
+            slots=-(-_SLOTS.value // shards) * shards,
+            prefill_rows=-(-8 // shards) * shards,
+            max_prompt_tokens=longest,
+            max_new_tokens=_MAX_TOKENS.value,
+            prompt_buckets=tuple(2**i for i in range(5, longest.bit_length()) if 2**i < longest),
+        )
+        engine = Engine(loaded.policy, config, loaded.tokenizer.stop_ids, mesh)
+        requests = [
+            Request(i * _N.value + s, i, s, prompt) for i, prompt in enumerate(prompts) for s in range(_N.value)
+        ]
+        key = keys.make_key(_SEED.value, "sample")
+        completions = engine.generate(loaded.params, requests, key, temperature=_TEMPERATURE.value)
+    checkpoints.write_rows(
+        Path(_OUTPUT.value),
+        (
+            {
+                **rows[c.request.prompt_id],
+                "sample": c.request.sample,
+                "text": loaded.tokenizer.decode(c.tokens.tolist()),
+                "tokens": c.tokens.tolist(),
+                "logprobs": c.logprobs.tolist(),
+                "stop_reason": c.stop_reason,
+            }
+            for c in completions
+        ),
+    )
+    print(f"wrote {len(completions)} completions of {len(rows)} prompts to {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

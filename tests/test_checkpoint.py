@@ -1,0 +1,327 @@
+"""Checkpoints: kept, damaged, refused by a full disk; policies as folders."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import subprocess
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from rlvr import checkpoint, errors, partition, trainer
+from rlvr.checkpoint import CheckpointConfig, Checkpoints, load_params, load_policy, save_params, save_policy
+from rlvr.learner.optimizer import OptimizerConfig, make_optimizer
+from rlvr.learner.state import abstract_state, fresh_state
+from rlvr.mesh import MeshConfig, make_mesh
+from rlvr.policy.transformer import Policy
+from rlvr.text.tokenizer import ByteTokenizer
+from tests import tiny
+
+CONFIG = tiny.make_config().policy
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_compilation():
+    with tiny.shared_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """(state, its abstract form on the mesh of 8 devices)."""
+    mesh, policy = make_mesh(MeshConfig(data=2, expert=2, tensor=2)), Policy(CONFIG)
+    optimizer = make_optimizer(OptimizerConfig(), 1)
+    with jax.set_mesh(mesh):
+        shardings = partition.shardings(mesh, policy.logical_axes())
+        params = jax.jit(policy.init, out_shardings=shardings)(jax.random.key(0))
+        return fresh_state(policy, optimizer, params, mesh), abstract_state(policy, optimizer, mesh)
+
+
+def assert_same(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def steps_on_disk(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def shifted(state, by):
+    return state._replace(params=jax.tree.map(lambda x: x + by, state.params))
+
+
+def saved_at(folder, state, *steps):
+    """Saves the state at each step, its parameters shifted by the step."""
+    checkpoints = Checkpoints(folder, CheckpointConfig(keep=3))
+    for step in steps:
+        checkpoints.save(step, shifted(state, step), {"step": step})
+    checkpoints.close()
+
+
+def test_round_trip_on_a_mesh(tmp_path, setting):
+    state, abstract = setting
+    saved_at(tmp_path, state, 1, 2)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    restored = checkpoints.restore(lambda step: abstract)
+    checkpoints.close()
+    assert (restored.step, restored.run) == (2, {"step": 2})
+    assert_same(restored.state, shifted(state, 2))
+    table = restored.state.params["embed"]["table"]
+    assert table.sharding == abstract.params["embed"]["table"].sharding and not table.is_fully_replicated
+
+
+def test_nothing_to_restore(tmp_path, setting):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    assert checkpoints.restore(lambda step: setting[1]) is None
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(("keep", "best", "left"), [(2, 1, [2, 5, 6]), (1, 0, [6]), (3, 2, [2, 3, 4, 5, 6])])
+def test_the_last_and_the_best_are_kept(tmp_path, setting, keep, best, left):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep=keep, keep_best=best))
+    for step, accuracy in enumerate((0.1, 0.9, 0.5, None, 0.2, None), 1):
+        checkpoints.save(step, setting[0], {}, accuracy)
+    checkpoints.close()
+    assert steps_on_disk(tmp_path) == left
+
+
+def data_files(folder):
+    """The files that hold the values of a saved tree."""
+    return [p for p in folder.rglob("*") if p.is_file() and p.parent.name == "d"]
+
+
+def truncate(item, folder):
+    for path in data_files(folder / item):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(item, folder):
+    for path in data_files(folder / item):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        path.write_bytes(data)
+
+
+def delete(item, folder):
+    for path in data_files(folder / item):
+        path.unlink()
+
+
+def corrupt_json(item, folder):
+    (path,) = (folder / item).glob("metadata")
+    path.write_text('{"step": ')
+
+
+DAMAGES = [
+    (truncate, "params"),
+    (truncate, "opt_state"),
+    (flip, "params"),
+    (delete, "params"),
+    (delete, "opt_state"),
+    (corrupt_json, "run"),
+    (lambda item, folder: shutil.rmtree(folder / item), "opt_state"),
+]
+
+
+@pytest.mark.parametrize(("damage", "item"), DAMAGES, ids=lambda x: getattr(x, "__name__", x))
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, setting, caplog, damage, item):
+    state, abstract = setting
+    saved_at(tmp_path, state, 2, 4)
+    damage(item, tmp_path / "checkpoints" / "4")
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    restored = checkpoints.restore(lambda step: abstract)
+    assert restored.step == 2
+    assert_same(restored.state, shifted(state, 2))
+    assert "checkpoint 4 cannot be read" in caplog.text and "trying the one before" in caplog.text
+    # The step can be saved again, and the damaged one is there to be looked at.
+    checkpoints.save(4, shifted(state, 4), {"again": True})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    restored = checkpoints.restore(lambda step: abstract)
+    checkpoints.close()
+    assert (restored.step, restored.run) == (4, {"again": True})
+    assert (tmp_path / "checkpoints" / "damaged-4").is_dir()
+
+
+def test_all_damaged_is_an_error_every_time(tmp_path, setting):
+    """Neither the first try nor the next may begin the run anew over what is left of it."""
+    saved_at(tmp_path, setting[0], 2, 4)
+    for step in (2, 4):
+        truncate("params", tmp_path / "checkpoints" / str(step))
+    for _ in range(2):
+        checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+        with pytest.raises(errors.WeightsError, match=r"none of the checkpoints \[4, 2\] in .* can be read"):
+            checkpoints.restore(lambda step: setting[1])
+        checkpoints.close()
+
+
+def test_a_run_goes_on_from_the_one_before(tmp_path):
+    """The whole run: its newest checkpoint is cut short, and it ends as it would have."""
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny.reference_run(), workdir)
+    (workdir / "result.json").unlink()
+    truncate("opt_state", workdir / "checkpoints" / "10")
+    done = tiny.launch(workdir)
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint 10 cannot be read" in done.stderr and "resuming at step 8 of 10" in done.stderr
+    assert tiny.outcome(workdir) == tiny.outcome(tiny.reference_run())
+
+
+@pytest.mark.parametrize("where", ["starting", "writing"])
+def test_a_full_disk_while_saving(tmp_path, setting, monkeypatch, caplog, where):
+    """The failure comes at once, or from the thread that writes; a part of the checkpoint is on the disk by then."""
+    state, abstract = setting
+    full = OSError(errno.ENOSPC, "No space left on device")
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints.save(1, shifted(state, 1), {})
+    checkpoints.wait()
+
+    def fail(*arguments, **options):
+        (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+        raise full
+
+    with monkeypatch.context() as patch:
+        if where == "starting":
+            patch.setattr(ocp.CheckpointManager, "save", fail)
+        else:
+            patch.setattr(ocp.CheckpointManager, "save", lambda *arguments, **options: None)
+            patch.setattr(ocp.CheckpointManager, "wait_until_finished", fail)
+        checkpoints.save(2, shifted(state, 2), {})
+        checkpoints.wait()
+    assert checkpoints.failed_saves == 1
+    assert "checkpoint 2 could not be saved (OSError: [Errno 28] No space left on device)" in caplog.text
+    assert "the run goes on, the last good checkpoint is 1" in caplog.text
+    assert [path.name for path in (tmp_path / "checkpoints").glob("2*")] == []
+    assert checkpoints.restore(lambda step: abstract).step == 1
+    checkpoints.save(3, shifted(state, 3), {})
+    checkpoints.close()
+    assert steps_on_disk(tmp_path) == [1, 3]
+    assert checkpoints.failed_saves == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A workdir whose checkpoints lie on a file system of their own; (workdir, function that resizes it in KiB)."""
+    mounted = tmp_path / "run" / "checkpoints"
+    mounted.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", mounted], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted")
+
+    def resize(kib):
+        subprocess.run(["mount", "-o", f"remount,size={kib}k", mounted], check=True)
+
+    yield tmp_path / "run", resize
+    subprocess.run(["umount", "-l", mounted], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk, monkeypatch, caplog):
+    """It fills up in the RL; the run ends all the same, and what was saved before can be restored."""
+    workdir, resize = small_disk
+    config = tiny.make_config(moe=False)
+    config.evaluation.interval = 100
+    used = []
+
+    class Filling(Checkpoints):
+        def save(self, step, *arguments, **options):
+            if step == 6:
+                self.wait()
+                disk = os.statvfs(self._folder)
+                used.append(sorted(int(p.name) for p in self._folder.iterdir()))
+                resize((disk.f_blocks - disk.f_bfree) * disk.f_frsize // 1024 + 16)
+            super().save(step, *arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "Checkpoints", Filling)
+    monkeypatch.setattr(trainer, "Checkpoints", Filling)
+    with caplog.at_level(logging.WARNING):
+        result = trainer.train(config, workdir)
+    assert used == [[2, 4]]
+    assert result["failed_saves"] == 3  # at 6, 8 and 10
+    assert tiny.lines(workdir) == 10
+    assert "checkpoint 6 could not be saved" in caplog.text
+    assert "the run goes on, the last good checkpoint is 4" in caplog.text
+    assert steps_on_disk(workdir) == [2, 4]
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"2", "4"}
+    monkeypatch.undo()
+    resize(64 * 1024)
+    caplog.clear()
+    again = trainer.train(config, workdir)
+    assert "resuming at step 4 of 10" in caplog.text
+    assert again["failed_saves"] == 0
+    for name in ("params_sha256", "rollout_sha256", "eval"):
+        assert again[name] == result[name]
+
+
+def test_policy_folder_round_trip(tmp_path, setting):
+    save_policy(tmp_path / "policy", CONFIG, setting[0].params, ByteTokenizer())
+    assert {path.name for path in (tmp_path / "policy").iterdir()} == {"params", "policy.json", "tokenizer"}
+    loaded = load_policy(tmp_path / "policy")
+    assert loaded.policy.config == CONFIG
+    assert_same(loaded.params, setting[0].params)
+    assert loaded.tokenizer.encode("1+2=") == ByteTokenizer().encode("1+2=")
+    with pytest.raises(errors.WeightsError, match="exists and is not empty"):
+        save_policy(tmp_path / "policy", CONFIG, setting[0].params, ByteTokenizer())
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+def test_a_runs_workdir_is_a_policy_folder():
+    from rlvr import fingerprint
+
+    workdir = tiny.reference_run()
+    loaded = load_policy(workdir)
+    assert fingerprint.hash_params(loaded.params) == tiny.read_result(workdir)["params_sha256"]
+    assert loaded.policy.config == CONFIG
+
+
+def test_a_run_starts_from_another_runs_workdir(tmp_path):
+    """`checkpoint` takes a workdir as `load_policy` does."""
+    config = tiny.make_config()
+    config.checkpoint, config.steps, config.warm_start.steps = str(tiny.reference_run()), 0, 0
+    result = trainer.train(config, tmp_path / "run")
+    assert result["params_sha256"] == tiny.read_result(tiny.reference_run())["params_sha256"]
+
+
+def without(tree, *path):
+    tree = dict(tree)
+    tree[path[0]] = without(tree[path[0]], *path[1:]) if len(path) > 2 else {
+        name: leaf for name, leaf in tree[path[0]].items() if name != path[1]
+    }  # fmt: skip
+    return tree
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path, setting):
+    params = jax.tree.map(np.asarray, setting[0].params)
+    save_params(tmp_path / "missing", without(params, "final_norm", "scale") | {"final_norm": {"shift": np.ones(16)}})
+    with pytest.raises(errors.WeightsError, match=r"tensor final_norm/scale \(16,\) is missing"):
+        load_params(tmp_path / "missing", CONFIG, None)
+    save_params(tmp_path / "left_over", params | {"head": {"kernel": np.ones((16, 264))}})
+    with pytest.raises(errors.WeightsError, match=r"tensor head/kernel \(16, 264\) belongs to no parameter"):
+        load_params(tmp_path / "left_over", CONFIG, None)
+    save_params(tmp_path / "misshapen", params | {"embed": {"table": np.ones((265, 16))}})
+    with pytest.raises(errors.WeightsError, match=r"tensor embed/table is \(265, 16\); the policy wants \(264, 16\)"):
+        load_params(tmp_path / "misshapen", CONFIG, None)
+    with pytest.raises(errors.WeightsError, match="there are no parameters at"):
+        load_params(tmp_path / "nowhere", CONFIG, None)
+    truncate("", tmp_path / "misshapen")
+    with pytest.raises(errors.WeightsError, match="cannot be read"):
+        load_params(tmp_path / "misshapen", CONFIG, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"holds no policy: .*policy\.json is missing"),
+        ('{"dim": ', r"policy\.json is not JSON"),
+        ("[1]", r"policy\.json: "),
+        (json.dumps({"dims": 16}), r"policy\.json: .*dims"),
+        (json.dumps({"dim": 0}), r"policy\.json: policy\.dim=0 must be at least 1"),
+        (json.dumps({"dim": "wide"}), r"policy\.json: "),
+    ],
+)
+def test_policy_json_that_cannot_be_used(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "policy.json").write_text(text)
+    with pytest.raises(errors.WeightsError, match=message):
+        load_policy(tmp_path)

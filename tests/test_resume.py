@@ -1,0 +1,139 @@
+"""A run that is killed, stopped, or moved to another mesh ends as if nothing had happened."""
+
+import random
+import shutil
+import signal
+import time
+
+import pytest
+
+from rlvr import evaluation, trainer
+from rlvr.rollout.engine import Interrupted
+from tests import tiny
+
+
+def kill_when(workdir, condition, *, delay=0.0):
+    """Starts the run, kills it `delay` seconds after the condition holds, and returns what is then on the disk."""
+    process = tiny.start(workdir)
+    try:
+        assert tiny.wait_until(condition, [process]), tiny.finish(process)
+        time.sleep(delay)
+        assert process.poll() is None, "the run ended before it was killed"
+    finally:
+        process.kill()
+        tiny.finish(process)
+    assert not (workdir / "result.json").exists()
+    return tiny.lines(workdir), sorted(path.name for path in (workdir / "checkpoints").glob("*"))
+
+
+def being_saved(workdir, step):
+    """A condition: the checkpoint of a step is being written and is not yet whole."""
+    checkpoints = workdir / "checkpoints"
+    return lambda: not (checkpoints / str(step)).exists() and any(checkpoints.glob(f"{step}.*"))
+
+
+def test_killed_three_times(tmp_path):
+    """In the warm start, in the RL, and while a checkpoint is being written; each time begun again."""
+    reference = tiny.outcome(tiny.reference_run())
+    workdir, chance = tmp_path / "run", random.Random(20260)
+    done, _ = kill_when(workdir, lambda: tiny.lines(workdir) >= 3, delay=chance.uniform(0, 0.01))
+    assert 3 <= done <= tiny.WARM_STEPS
+    done, _ = kill_when(workdir, lambda: tiny.lines(workdir) >= 7, delay=chance.uniform(0, 0.02))
+    assert done >= 7
+    # Whatever the second kill left, the last steps are still to be done, and step 10 is always saved.
+    _, left = kill_when(workdir, being_saved(workdir, 10))
+    assert "10" not in left, left
+    again = tiny.launch(workdir)
+    assert again.returncode == 0, again.stderr
+    assert "resuming at step" in again.stderr
+    assert tiny.outcome(workdir) == reference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_moment(tmp_path, seed):
+    """Kills at random moments of the process's life, until it has had its chance to end."""
+    reference = tiny.outcome(tiny.reference_run())
+    workdir, chance = tmp_path / "run", random.Random(seed)
+    for _ in range(6):
+        process = tiny.start(workdir)
+        time.sleep(chance.uniform(4.0, 14.0))
+        process.kill()
+        tiny.finish(process)
+    again = tiny.launch(workdir)
+    assert again.returncode == 0, again.stderr
+    assert tiny.outcome(workdir) == reference
+
+
+def test_sigterm_saves_and_says_so(tmp_path):
+    workdir = tmp_path / "run"
+    process = tiny.start(workdir)
+    assert tiny.wait_until(lambda: tiny.lines(workdir) >= 5, [process])
+    process.send_signal(signal.SIGTERM)
+    output = tiny.finish(process)
+    assert process.returncode == 0, output
+    done = tiny.lines(workdir)
+    assert f"stopped by a signal: saved at step {done} of 10; the same command resumes" in output
+    assert "RESULT" not in output and "Traceback" not in output
+    assert (workdir / "checkpoints" / str(done)).is_dir()
+    again = tiny.launch(workdir)
+    assert again.returncode == 0, again.stderr
+    assert f"resuming at step {done} of 10" in again.stderr
+    assert tiny.outcome(workdir) == tiny.outcome(tiny.reference_run())
+
+
+def test_stopped_during_an_evaluation(tmp_path, monkeypatch):
+    """The step is done by then: its line and its evaluation must come when the run is resumed."""
+    with tiny.shared_compilation():
+        config = tiny.make_config(moe=False)
+        trainer.train(config, tmp_path / "whole")
+        evaluate, calls = evaluation.evaluate, []
+
+        def stopped(*arguments, **options):
+            calls.append(1)
+            if len(calls) in (2, 4):  # at RL step 3, and at the end; the first is the start's
+                raise Interrupted
+            return evaluate(*arguments, **options)
+
+        monkeypatch.setattr(evaluation, "evaluate", stopped)
+        assert trainer.train(config, tmp_path / "run") is None
+        assert tiny.lines(tmp_path / "run") == 6
+        assert trainer.train(config, tmp_path / "run") is None
+        assert tiny.lines(tmp_path / "run") == 9
+        assert trainer.train(config, tmp_path / "run") is not None
+    assert tiny.outcome(tmp_path / "run") == tiny.outcome(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    workdir = tmp_path / "run"
+    before = tiny.outcome(tiny.reference_run())
+    shutil.copytree(tiny.reference_run(), workdir)
+    again = tiny.launch(workdir)
+    assert again.returncode == 0, again.stderr
+    assert "step 10/10" not in again.stdout
+    assert tiny.outcome(workdir) == before
+
+
+def test_resumed_on_another_mesh(tmp_path):
+    """Half on 4 devices that split the rows, half on 8 that also split parameters, experts and heads."""
+    workdir = tmp_path / "run"
+    process = tiny.start(workdir, "--config.mesh.data=4", devices=4)
+    assert tiny.wait_until(lambda: tiny.lines(workdir) >= 7, [process], timeout=150)
+    process.send_signal(signal.SIGTERM)
+    output = tiny.finish(process)
+    assert process.returncode == 0, output
+    half = tiny.lines(workdir)
+    assert half < 10
+    shape = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.expert=2", "--config.mesh.tensor=2")
+    again = tiny.launch(workdir, *shape, devices=8)
+    assert again.returncode == 0, again.stderr
+    assert f"resuming at step {half} of 10" in again.stderr
+    rows, single = tiny.read_metrics(workdir), tiny.read_metrics(tiny.reference_run())
+    assert [row["step"] for row in rows] == list(range(10))
+    for row, other in zip(rows[: tiny.WARM_STEPS], single, strict=False):
+        assert row["loss/supervised"] == pytest.approx(other["loss/supervised"], rel=1e-4)
+    first, other = rows[tiny.WARM_STEPS], single[tiny.WARM_STEPS]
+    assert first["reward/mean"] == pytest.approx(other["reward/mean"], abs=0.05)  # a sample on an edge may differ
+    assert all(0 <= row["reward/mean"] <= 1 for row in rows[tiny.WARM_STEPS :])
+    assert all(row["gap/max"] <= 5e-5 for row in rows[tiny.WARM_STEPS :])
+    assert tiny.read_result(workdir)["config_hash"] == tiny.read_result(tiny.reference_run())["config_hash"]

@@ -1,4 +1,10 @@
-"""A small mixture-of-experts policy learns arithmetic from scratch."""
+"""The main job: a small mixture-of-experts policy learns two-digit addition, from scratch.
+
+A warm start imitates demonstrations of a teacher who forgets the carry in 60 % of the problems that have one: the
+policy's greedy answer to those is then wrong. GRPO with a verifier earns the rest.
+
+    bash scripts/quickstart.sh
+"""
 
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.checkpoint import CheckpointConfig
@@ -14,15 +20,15 @@ def get_config() -> ExperimentConfig:
     """Returns the config."""
     return ExperimentConfig(
         name="quickstart",
-        steps=100,
+        steps=80,
         policy=PolicyConfig(
             dim=128,
-            layers=4,
+            layers=3,
             query_heads=4,
             kv_heads=2,
             head_size=32,
-            hidden=256,
-            moe_layers=(1, 2, 3),
+            hidden=384,
+            moe_layers=(1, 2),
             experts=8,
             experts_per_token=2,
             expert_hidden=128,
@@ -31,24 +37,24 @@ def get_config() -> ExperimentConfig:
             tasks=(
                 TaskSetConfig(
                     source="arithmetic",
-                    name="addition",
-                    eval_size=500,
-                    options={"operations": ["+", "-"], "digits": 2},
+                    name="arithmetic",
+                    eval_size=512,
+                    options={"digits": 2, "forgotten_carries": 0.6},
                 ),
             )
         ),
-        engine=EngineConfig(slots=256, max_prompt_tokens=8, max_new_tokens=6, prefill_rows=32, decode_steps=6),
-        rollout=RolloutConfig(prompts=32, group_size=8),
-        objective=ObjectiveConfig(aggregation="token_mean"),
+        engine=EngineConfig(slots=256, max_prompt_tokens=6, max_new_tokens=6, prefill_rows=64, decode_steps=3),
+        rollout=RolloutConfig(prompts=64, group_size=8),
+        objective=ObjectiveConfig(aggregation="token_mean", clip_high=0.28),
         optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=5),
-        update=UpdateConfig(micro_rows=128),
+        update=UpdateConfig(micro_rows=256),
         warm_start=WarmStartConfig(
-            steps=200,
-            rows=128,
+            steps=400,
+            rows=256,
             balance_coef=0.01,
             z_coef=0.001,
-            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20),
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20, decay="cosine"),
         ),
-        evaluation=EvaluationConfig(interval=25),
-        checkpoints=CheckpointConfig(interval=25),
+        evaluation=EvaluationConfig(interval=20),
+        checkpoints=CheckpointConfig(interval=50),
     )

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct learns three reasoning-gym tasks it does badly at.
 
-    bash scripts/fetch_smollm2.sh weights/smollm2-135m-instruct
-    python -m launch.train --config=configs/smollm2_arithmetic.py --workdir=runs/smollm2_arithmetic
+bash scripts/fetch_smollm2.sh weights/smollm2-135m-instruct
+python -m launch.train --config=configs/smollm2_arithmetic.py --workdir=runs/smollm2_arithmetic
 """
 
 from rlvr.algo.objectives import ObjectiveConfig
@@ -28,31 +28,34 @@ GENERATORS = {
     "word_sequence_reversal": {"min_words": 2, "max_words": 3},
 }
 
+# Short: SmolLM2's own system turn would be half of each row.
+SYSTEM = "Answer briefly."
+
 
 def get_config() -> ExperimentConfig:
     """Returns the config."""
     tasks = tuple(
-        TaskSetConfig(source="reasoning_gym", name=name, train_size=500, eval_size=100, options=options)
+        TaskSetConfig(source="reasoning_gym", name=name, system=SYSTEM, train_size=1000, eval_size=120, options=options)
         for name, options in GENERATORS.items()
     )
     return ExperimentConfig(
         name="smollm2_arithmetic",
         checkpoint="weights/smollm2-135m-instruct",
-        steps=60,
+        steps=64,
         data=DataConfig(tasks=tasks),
         engine=EngineConfig(
             slots=64,
-            max_prompt_tokens=96,
-            max_new_tokens=20,
+            max_prompt_tokens=72,
+            max_new_tokens=16,
             prefill_rows=8,
-            prompt_buckets=(48, 72),
+            prompt_buckets=(32, 56),
             decode_steps=4,
         ),
         rollout=RolloutConfig(prompts=8, group_size=8),
         objective=ObjectiveConfig(aggregation="token_mean", clip_high=0.28),
-        optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=5),
-        update=UpdateConfig(micro_rows=8, length_buckets=(96,)),
-        evaluation=EvaluationConfig(interval=20),
-        checkpoints=CheckpointConfig(interval=20, keep=1),
+        optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=5, b2=0.99),
+        update=UpdateConfig(micro_rows=8, length_buckets=(72,)),
+        evaluation=EvaluationConfig(interval=16),
+        checkpoints=CheckpointConfig(interval=16, keep=1),
         sample_interval=5,
     )

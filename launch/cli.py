@@ -16,8 +16,10 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from rlvr import errors
+from rlvr.verifiers.process import WorkerStartError
 
-USER_ERRORS = (errors.ConfigError, errors.DataError, errors.WeightsError, errors.WorkdirError)
+# A worker that does not start is nearly always a verifier of the user's own that cannot be imported.
+USER_ERRORS = (errors.ConfigError, errors.DataError, errors.WeightsError, errors.WorkdirError, WorkerStartError)
 
 
 def run(main: Callable[[Sequence[str]], Any]) -> None:
@@ -43,13 +45,16 @@ def define_config() -> flags.FlagHolder:
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses flags; an unknown or mistyped field of the config is named, with the nearest valid one."""
     try:
-        return flags.FLAGS(list(argv))
+        rest = flags.FLAGS(list(argv))
+        if "config" in flags.FLAGS:
+            getattr(flags.FLAGS["config"].value, "name", None)  # a file that could not be loaded fails only here
+        return rest
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         message = _explain(argv, error)
     except flags.Error as error:
         message = str(error)
-    except FileNotFoundError as error:
-        message = f"--config: {error}"
+    except OSError as error:
+        message = f"--config: {str(error).splitlines()[-1].strip()}"
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(1)
 
@@ -59,7 +64,10 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
     files = [a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a)]
     if not files:
         return f"{error} (is --config=FILE missing?)"
-    flag = config_flags.DEFINE_config_file("config", files[0], "", flag_values=(values := flags.FlagValues()))
+    # The library reads the overrides from the whole command line: here it is to see none.
+    flag = config_flags.DEFINE_config_file(
+        "config", files[0], "", flag_values=(values := flags.FlagValues()), sys_argv=[argv[0]]
+    )
     values([argv[0]])
     names = list(_field_names(flag.value, ""))
     for argument in argv[1:]:

@@ -10,6 +10,7 @@ A policy folder holds `policy.json`, `tokenizer/` and `params/`. A run's workdir
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import logging
 import shutil
@@ -143,10 +144,11 @@ class Checkpoints:
                 )
             except Exception as error:  # whatever a damaged file raises, and it raises many things
                 last = first_line(error)
-                log.warning("checkpoint %d cannot be read (%s); trying the one before", step, last)
-                continue
-            self._set_aside(steps[:i])
-            return Restored(step, TrainState(items.params, items.opt_state), items.run)
+            else:
+                self._set_aside(steps[:i])
+                return Restored(step, TrainState(items.params, items.opt_state), items.run)
+            _drop_failed_tasks()
+            log.warning("checkpoint %d cannot be read (%s); trying the one before", step, last)
         if steps:
             raise errors.WeightsError(f"none of the checkpoints {steps} in {self._folder} can be read: {last}")
         return None
@@ -213,12 +215,24 @@ def load_params(folder: Path, config: PolicyConfig, mesh: Mesh | None) -> Params
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             tree: Any = checkpointer.metadata(folder.absolute()).item_metadata
+            if tree is None:
+                raise errors.WeightsError(f"the parameters at {folder} cannot be read: their index is damaged")
             _check_shapes(folder, getattr(tree, "tree", tree), target)
             return checkpointer.restore(folder.absolute(), target)
     except errors.WeightsError:
         raise
     except Exception as error:  # whatever a damaged file raises
-        raise errors.WeightsError(f"the parameters at {folder} cannot be read: {first_line(error)}") from error
+        reason = first_line(error)
+    _drop_failed_tasks()
+    raise errors.WeightsError(f"the parameters at {folder} cannot be read: {reason}")
+
+
+def _drop_failed_tasks() -> None:
+    """Collects the tasks that a failed restore leaves in Orbax: left to chance, each one logs its failure later."""
+    noise = logging.getLogger("asyncio")
+    before, noise.disabled = noise.disabled, True
+    gc.collect()
+    noise.disabled = before
 
 
 def save_policy(folder: Path, config: PolicyConfig, params: Params, tokenizer: Tokenizer) -> None:

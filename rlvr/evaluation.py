@@ -32,8 +32,9 @@ def evaluate(
         on_episodes: called with each set's name and episodes.
 
     Returns:
-        Per set: `n`, `accuracy` (mean strict score), `accuracy_lenient`, `interval` (95 % of the accuracy),
-        `mean_tokens`, `truncated` (share), `statuses` (counts).
+        Per set: `n`, `accuracy` (share with a full strict score), `accuracy_lenient`, `interval` (95 % of the
+        accuracy), `score` (mean strict score, partial credit included), `mean_tokens`, `truncated` (share),
+        `statuses` (counts).
     """
     results = {}
     for name, tasks in sets.items():
@@ -46,17 +47,25 @@ def evaluate(
 
 def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
     """Returns the results of one set; see `evaluate`."""
-    strict = np.array([e.verdict.score for e in episodes])
+    strict, lenient = correct(episodes)
     statuses = [e.verdict.status for e in episodes]
     return {
         "n": len(episodes),
         "accuracy": float(np.mean(strict)),
-        "accuracy_lenient": float(np.mean([e.verdict.parts.get("lenient", e.verdict.score) for e in episodes])),
+        "accuracy_lenient": float(np.mean(lenient)),
         "interval": [float(x) for x in mean_interval(strict)],
+        "score": float(np.mean([e.verdict.score for e in episodes])),
         "mean_tokens": float(np.mean([len(e.completion.tokens) for e in episodes])),
         "truncated": float(np.mean([e.completion.stop_reason == "length" for e in episodes])),
         "statuses": {status: statuses.count(status) for status in STATUSES if status in statuses},
     }
+
+
+def correct(episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which episodes have a full score, 0.0 or 1.0 each, under strict and under lenient extraction."""
+    strict = [e.verdict.score >= 1.0 for e in episodes]
+    lenient = [e.verdict.parts.get("lenient", e.verdict.score) >= 1.0 for e in episodes]
+    return np.array(strict, np.float64), np.array(lenient, np.float64)
 
 
 def mean_accuracy(results: Mapping[str, Mapping[str, Any]]) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rlvr.algo.advantages import SPREAD_TOLERANCE
 from rlvr.algo.kl import k3
+from rlvr.evaluation import correct
 from rlvr.learner.batch import Row
 from rlvr.rollout.collect import Collected, Episode
 from rlvr.types import STATUSES
@@ -18,17 +19,17 @@ def rollout_metrics(collected: Collected, rewards: np.ndarray, valid: np.ndarray
     """Returns the metrics of one step's samples; rewards and valid are [P * G]."""
     episodes = collected.episodes
     lengths = np.array([len(e.completion.tokens) for e in episodes])
-    strict = np.array([e.verdict.score for e in episodes])
+    strict, lenient = correct(episodes)
     statuses = [e.verdict.status for e in episodes]
     grouped = rewards.reshape(-1, group_size)
     flat = np.ptp(grouped, axis=1) <= SPREAD_TOLERANCE
     kept = rewards[valid] if valid.any() else np.zeros(1)
-    right = strict >= 1.0
+    right = strict == 1.0
     metrics = {
         "reward/mean": np.mean(kept),
         "reward/std": np.std(kept),
         "accuracy/strict": np.mean(strict),
-        "accuracy/lenient": np.mean([e.verdict.parts.get("lenient", e.verdict.score) for e in episodes]),
+        "accuracy/lenient": np.mean(lenient),
         "rollout/tokens_mean": np.mean(lengths),
         "rollout/tokens_mean_right": np.mean(lengths[right]) if right.any() else np.nan,
         "rollout/tokens_mean_wrong": np.mean(lengths[~right]) if (~right).any() else np.nan,

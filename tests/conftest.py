@@ -14,6 +14,8 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from jax.sharding import AxisType, Mesh  # noqa: E402
 
@@ -33,38 +35,55 @@ def shared() -> Path:
     return folder
 
 
-MOE_LAYERS = {"dense": (), "moe": (0, 1), "mixed": (1,)}
+# kind: (layers, those that are mixtures)
+KINDS = {"shallow": (1, ()), "dense": (2, ()), "moe": (2, (0, 1)), "mixed": (2, (1,))}
 
 
 @functools.cache
 def _tiny_policy(kind: str) -> tuple[Policy, Any]:
+    layers, moe_layers = KINDS[kind]
     # All sizes differ, H != K != h, H * h != D, and V is no multiple of anything: a swapped axis cannot go unseen.
     config = PolicyConfig(
         vocab_size=97,
         dim=48,
-        layers=2,
+        layers=layers,
         query_heads=6,
         kv_heads=2,
         head_size=10,
         hidden=56,
-        moe_layers=MOE_LAYERS[kind],
+        moe_layers=moe_layers,
         experts=8,
         experts_per_token=2,
         expert_hidden=40,
-        tied_head=kind != "dense",
+        tied_head=kind == "moe",
     )
     policy = Policy(config)
-    params = jax.jit(policy.init)(jax.random.key(7))
-    # A table and head of three times the usual spread: log-probs differ by nats between tokens.
-    return policy, {
-        name: jax.tree.map(lambda x: x * 3.0, p) if name in ("embed", "head") else p for name, p in params.items()
-    }
+    return policy, random_params(policy)
+
+
+def random_params(policy: Policy) -> Any:
+    """Returns parameters without compiling anything: norms near one, and logits that differ by nats."""
+    rng = np.random.default_rng(7)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        noise = rng.normal(size=leaf.shape) * (0.1 if len(leaf.shape) == 1 else policy.config.dim**-0.5)
+        spread = 3.0 if path[0].key in ("embed", "head") else 1.0
+        return jnp.asarray(noise * spread + (len(leaf.shape) == 1), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, policy.abstract_params())
 
 
 @pytest.fixture(scope="session")
 def tiny_policy() -> Callable[[str], tuple[Policy, Any]]:
-    """Returns (policy, parameters) of kind "dense", "moe" or "mixed": 2 layers, 97 ids."""
+    """Returns (policy, parameters) of a kind in `KINDS`; 97 ids."""
+
     return _tiny_policy
+
+
+@pytest.fixture(scope="session")
+def params_of() -> Callable[[Policy], Any]:
+    """Returns random parameters of any policy; see `random_params`."""
+    return random_params
 
 
 @pytest.fixture

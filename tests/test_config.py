@@ -3,6 +3,8 @@
 import dataclasses
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from rlvr import config as configs
 from rlvr import errors
@@ -20,6 +22,44 @@ def change(config, **changes):
         assert hasattr(owner, last), name
         setattr(owner, last, value)
     return config
+
+
+def parse(*overrides):
+    values, line = flags.FlagValues(), ["train", *overrides]
+    file = str(tiny.ROOT / tiny.CONFIG)
+    holder = config_flags.DEFINE_config_file("config", file, "", flag_values=values, sys_argv=line)
+    values(line)
+    return holder.value
+
+
+def test_overrides_have_the_type_of_their_field():
+    config = parse(
+        "--config.steps=7",
+        "--config.objective.clip_high=0.28",
+        "--config.objective.kl=k3",
+        "--config.objective.kl_coef=1",
+        "--config.policy.renormalize_gates=false",
+        "--config.policy.moe_layers=(0,1)",
+        "--config.warm_start.optimizer.learning_rate=1e-4",
+        "--config.data.tasks[0].eval_size=5",
+        "--config.name=7",
+    )
+    expected = change(
+        tiny.make_config(),
+        steps=7,
+        objective__clip_high=0.28,
+        objective__kl="k3",
+        objective__kl_coef=1.0,
+        policy__renormalize_gates=False,
+        policy__moe_layers=(0, 1),
+        warm_start__optimizer__learning_rate=1e-4,
+        name="7",
+    )
+    expected.data.tasks[0].eval_size = 5
+    assert config == expected
+    assert type(config.objective.kl_coef) is float and type(config.steps) is int
+    # The same value written in another way is the same run.
+    assert config_hash(config) == config_hash(expected)
 
 
 def test_tiny_is_valid():

@@ -4,32 +4,37 @@ import json
 import signal
 import socket
 
+import pytest
+
 from tests import tiny
 
-# A stop must find the run in the middle: many cheap steps, agreed on at every one.
-FLAGS = ("--config.warm_start.steps=2", "--config.steps=4", "--config.engine.slots=8")
+# Each process compiles everything for itself: the default is the least that has every part of a run in it.
+DENSE = ("--config.policy.moe_layers=()", "--config.warm_start.steps=0", "--config.steps=6")
+MOE = ("--config.warm_start.steps=2", "--config.steps=4", "--config.mesh.expert=2")
 
 
-def start_two(workdir):
+def start_two(workdir, flags):
     """Starts both processes of one run."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     joined = (f"--coordinator={address}", "--processes=2")
-    return [tiny.start(workdir, *FLAGS, *joined, f"--process_index={i}", devices=2) for i in range(2)]
+    return [tiny.start(workdir, *flags, *joined, f"--process_index={i}", devices=2) for i in range(2)]
 
 
 def finish_two(processes):
     try:
-        return [tiny.finish(process, timeout=200) for process in processes]
+        return [tiny.finish(process, timeout=280) for process in processes]
     finally:
         for process in processes:
             process.kill()
 
 
-def test_two_processes_train_stop_and_resume(tmp_path):
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("flags", [DENSE, pytest.param(MOE, marks=pytest.mark.slow)], ids=["dense", "moe"])
+def test_two_processes_train_stop_and_resume(tmp_path, flags):
     whole = tmp_path / "whole"
-    processes = start_two(whole)
+    processes = start_two(whole, flags)
     outputs = finish_two(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
     printed = [[line for line in output.splitlines() if line.startswith("RESULT ")] for output in outputs]
@@ -38,21 +43,21 @@ def test_two_processes_train_stop_and_resume(tmp_path):
     assert result["steps"] == 6 and result["eval"]["sums"]["n"] == 8
     rows = tiny.read_metrics(whole)
     assert [row["step"] for row in rows] == list(range(6))
-    for row in rows[2:]:
+    for row in (row for row in rows if row["phase"] == "rl"):
         # Every verdict is there, though each process verified half of them only.
         assert row["verdict/correct"] + row["verdict/wrong"] == 16 and row["verdict/error"] == 0
         assert 0 < row["reward/mean"] < 1 and row["gap/max"] <= 5e-5
 
     stopped = tmp_path / "stopped"
-    processes = start_two(stopped)
-    assert tiny.wait_until(lambda: tiny.lines(stopped) >= 3, processes, timeout=120)
+    processes = start_two(stopped, flags)
+    assert tiny.wait_until(lambda: tiny.lines(stopped) >= 3, processes, timeout=280)
     processes[1].send_signal(signal.SIGTERM)  # to one of them: both stop
     outputs = finish_two(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
     done = tiny.lines(stopped)
     assert 3 <= done < 6
     assert f"saved at step {done} of 6" in outputs[0]
-    processes = start_two(stopped)
+    processes = start_two(stopped, flags)
     outputs = finish_two(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert f"resuming at step {done} of 6" in outputs[0]

@@ -84,7 +84,7 @@ def test_sigterm_saves_and_says_so(tmp_path):
 
 def test_stopped_during_an_evaluation(tmp_path, monkeypatch):
     """The step is done by then: its line and its evaluation must come when the run is resumed."""
-    with tiny.shared_compilation():
+    with tiny.runs_in_process():
         config = tiny.make_config(moe=False)
         trainer.train(config, tmp_path / "whole")
         evaluate, calls = evaluation.evaluate, []
@@ -104,6 +104,7 @@ def test_stopped_during_an_evaluation(tmp_path, monkeypatch):
     assert tiny.outcome(tmp_path / "run") == tiny.outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again(tmp_path):
     workdir = tmp_path / "run"
     before = tiny.outcome(tiny.reference_run())
@@ -114,6 +115,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     assert tiny.outcome(workdir) == before
 
 
+@pytest.mark.slow
 def test_resumed_on_another_mesh(tmp_path):
     """Half on 4 devices that split the rows, half on 8 that also split parameters, experts and heads."""
     workdir = tmp_path / "run"

@@ -38,6 +38,8 @@ class ArithmeticOptions:
         eval_fraction: share of all problems that is kept for evaluation.
         demonstration_noise: share of the problems whose demonstration is wrong in one digit; always the same
             ones.
+        forgotten_carries: share of the sums and differences with a carry or borrow whose demonstration forgets
+            it (47+85=22): a systematic mistake that imitation learns and only a verifier corrects.
     """
 
     operations: tuple[str, ...] = ("+",)
@@ -45,6 +47,7 @@ class ArithmeticOptions:
     allow_negative: bool = False
     eval_fraction: float = 0.2
     demonstration_noise: float = 0.0
+    forgotten_carries: float = 0.0
 
     def validate(self, field: str) -> None:
         """Raises ConfigError naming the option that cannot work."""
@@ -56,7 +59,8 @@ class ArithmeticOptions:
             errors.check_choice(f"{field}.options['operations']", operation, OPERATIONS)
         errors.check_between(f"{field}.options['digits']", self.digits, 1, _MAX_DIGITS)
         errors.check_between(f"{field}.options['eval_fraction']", self.eval_fraction, 0, 1)
-        errors.check_between(f"{field}.options['demonstration_noise']", self.demonstration_noise, 0, 1)
+        for name in ("demonstration_noise", "forgotten_carries"):
+            errors.check_between(f"{field}.options[{name!r}]", getattr(self, name), 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +129,23 @@ def iter_problems(options: ArithmeticOptions, split: str) -> Iterator[Problem]:
 
 def _make_task(config: TaskSetConfig, options: ArithmeticOptions, problem: Problem) -> types.Task:
     answer = demonstrated = str(problem.result)
+    if tasks.falls_below(options.forgotten_carries, "arithmetic carries", problem.text):
+        demonstrated = str(_forget_carries(problem))
     if tasks.falls_below(options.demonstration_noise, "arithmetic noise", problem.text):
-        demonstrated = _change_digit(answer, tasks.hash_text("arithmetic digit", problem.text))
+        demonstrated = _change_digit(demonstrated, tasks.hash_text("arithmetic digit", problem.text))
     demonstration = tasks.render_answer(demonstrated, config.answer_format)
     return tasks.make_task(config, problem.text, answer, "numeric", demonstration=demonstration)
+
+
+def _forget_carries(problem: Problem) -> int:
+    """Returns a sum or difference worked out digit by digit without carries; other problems' right result."""
+    if problem.operation == "*" or problem.result < 0:
+        return problem.result
+    left, right, result, place = problem.left, problem.right, 0, 1
+    while left or right:
+        result += OPERATIONS[problem.operation](left % 10, right % 10) % 10 * place
+        left, right, place = left // 10, right // 10, place * 10
+    return result
 
 
 def _change_digit(number: str, draw: int) -> str:

@@ -39,8 +39,9 @@ def token_logprobs(
         logits = partition.constrain(logits, "batch", None, "vocab")
         lse = jax.scipy.special.logsumexp(logits, axis=-1)
         picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        probabilities = jnp.exp(logits - lse[..., None])
-        return picked - lse, lse - jnp.sum(probabilities * logits, axis=-1)
+        # Not lse - sum(p * logits): that is the difference of two large numbers where the policy is nearly certain.
+        log_probabilities = logits - lse[..., None]
+        return picked - lse, -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, axis=-1)
 
     def body(_: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         return None, score(params, *inputs)

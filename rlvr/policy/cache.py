@@ -20,6 +20,8 @@ class LayerCache(NamedTuple):
 
 Cache = tuple[LayerCache, ...]
 
+AXES = ("batch", "kv_heads", None, None)  # logical axes of each array
+
 
 def make_cache(config: PolicyConfig, slots: int, length: int) -> Cache:
     """Returns an empty cache of `slots` sequences of up to `length` tokens."""
@@ -35,7 +37,7 @@ def make_cache(config: PolicyConfig, slots: int, length: int) -> Cache:
 
 def constrain_cache(x: jax.Array) -> jax.Array:
     """Pins one cache array: slots over the batch axes, heads over the tensor axis."""
-    return partition.constrain(x, "batch", "kv_heads", None, None)
+    return partition.constrain(x, *AXES)
 
 
 def extend(layer: LayerCache, key: jax.Array, value: jax.Array, start: jax.Array) -> LayerCache:

@@ -65,19 +65,22 @@ class Engine:
         self._buckets = sorted({*config.prompt_buckets, config.max_prompt_tokens})
         self._length = config.max_prompt_tokens + config.max_new_tokens
         self._replicated = partition.replicated(mesh)
-        self._make_slots = jax.jit(lambda: steps.make_slots(policy, config.slots, self._length, config.max_new_tokens))
+        # The same placement out of every step: one that differed would compile the next step a second time.
+        placed = steps.slot_shardings(mesh)
+        self._make_slots = jax.jit(
+            lambda: steps.make_slots(policy, config.slots, self._length, config.max_new_tokens), out_shardings=placed
+        )
         self._prefill = jax.jit(lambda params, tokens: steps.prefill(policy, params, tokens))
-        self._admit = jax.jit(steps.admit, donate_argnums=0)
+        self._admit = jax.jit(steps.admit, donate_argnums=0, out_shardings=placed)
 
         def decode(
             params: Params, slots: steps.Slots, temperature: jax.Array, max_tokens: jax.Array
         ) -> tuple[steps.Slots, tuple[jax.Array, ...]]:
             slots = steps.decode(policy, params, slots, temperature, max_tokens, tuple(stop_ids), config.decode_steps)
-            # What the host reads, replicated so that every process can.
-            read = (slots.active, slots.sampled, slots.stopped, slots.tokens, slots.logprobs)
-            return slots, jax.lax.with_sharding_constraint(read, self._replicated)
+            return slots, (slots.active, slots.sampled, slots.stopped, slots.tokens, slots.logprobs)
 
-        self._decode = jax.jit(decode, donate_argnums=1)
+        # What the host reads is replicated so that every process can.
+        self._decode = jax.jit(decode, donate_argnums=1, out_shardings=(placed, self._replicated))
 
     def generate(
         self,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 
 from rlvr import keys, partition
 from rlvr.policy import cache as cache_lib
@@ -70,6 +71,14 @@ def make_slots(policy: Policy, slots: int, length: int, max_tokens: int) -> Slot
         logprobs=jnp.zeros((slots, max_tokens), jnp.float32),
         stopped=zeros > 0,
     )
+
+
+def slot_shardings(mesh: Mesh) -> Slots:
+    """Returns the shardings of Slots on a mesh: slots over the batch axes, heads of the cache over the tensor axis."""
+    rows = NamedSharding(mesh, partition.spec(("batch",)))
+    shardings: dict[str, Any] = dict.fromkeys(Slots._fields, rows)
+    shardings["cache"] = NamedSharding(mesh, partition.spec(cache_lib.AXES))
+    return Slots(**shardings)
 
 
 def prefill(policy: Policy, params: Params, tokens: jax.Array) -> cache_lib.Cache:

@@ -11,9 +11,7 @@ from rlvr.verifiers import extract
 
 def make(split="train", **kwargs):
     options = kwargs.pop("options", {})
-    task_set = config.TaskSetConfig(
-        **({"eval_size": 500 if split == "eval" else 0} | kwargs), options=options
-    )
+    task_set = config.TaskSetConfig(**({"eval_size": 500 if split == "eval" else 0} | kwargs), options=options)
     return sources.make_source(task_set, split, "data.tasks[0]")
 
 
@@ -79,12 +77,8 @@ def test_noise_spoils_the_share_asked_for_by_one_digit_and_always_the_same():
     assert 0.27 < len(wrong) / len(tasks) < 0.33
     places = collections.Counter()
     for task in wrong:
-        assert (
-            len(task.demonstration) == len(task.answer) and str(int(task.demonstration)) == task.demonstration
-        )
-        differing = [
-            i for i, (a, b) in enumerate(zip(task.answer, task.demonstration, strict=True)) if a != b
-        ]
+        assert len(task.demonstration) == len(task.answer) and str(int(task.demonstration)) == task.demonstration
+        differing = [i for i, (a, b) in enumerate(zip(task.answer, task.demonstration, strict=True)) if a != b]
         assert len(differing) == 1 and task.demonstration[differing[0]].isdigit()
         places[len(task.answer) - differing[0]] += 1
     assert set(places) == {1, 2, 3}
@@ -93,11 +87,22 @@ def test_noise_spoils_the_share_asked_for_by_one_digit_and_always_the_same():
     }
 
 
+def test_forgotten_carries_spoil_only_problems_with_a_carry_and_only_the_share_asked_for():
+    tasks = {t.prompt: t for t in make(options={"operations": ["+", "-"], "forgotten_carries": 1.0})}
+    worked = {"47+85=": "22", "99+1=": "90", "60-1=": "69", "12+34=": "46", "88-33=": "55", "5+5=": "0", "30-21=": "19"}
+    assert len(worked.keys() & tasks.keys()) >= 3
+    for prompt in worked.keys() & tasks.keys():
+        assert tasks[prompt].demonstration == worked[prompt]
+    spoilt = {p for p, t in tasks.items() if t.demonstration != t.answer}
+    assert 0.5 < len(spoilt) / len(tasks) < 0.7
+    some = make(options={"operations": ["+", "-"], "forgotten_carries": 0.4})
+    share = sum(t.demonstration != t.answer for t in some) / len(spoilt)
+    assert 0.37 < share < 0.43 and {t.prompt for t in some if t.demonstration != t.answer} <= spoilt
+
+
 @pytest.mark.parametrize("answer_format", extract.ANSWER_FORMATS)
 def test_demonstrations_are_in_the_format_that_is_rewarded(answer_format):
-    task = make(train_size=3, answer_format=answer_format, instruction="Answer briefly.", system="Be exact.")[
-        2
-    ]
+    task = make(train_size=3, answer_format=answer_format, instruction="Answer briefly.", system="Be exact.")[2]
     assert extract.extract_strict(task.demonstration, answer_format) == task.answer
     assert task.payload == {"answer_format": answer_format}
     assert task.prompt.endswith("=\nAnswer briefly.") and task.system == "Be exact."

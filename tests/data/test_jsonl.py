@@ -12,9 +12,7 @@ EVAL_ROW = {"prompt": "Capital of Peru?", "answer": "Lima"}
 
 
 def write(path, *rows):
-    path.write_text(
-        "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8"
-    )
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
 
 
 def make(path, split="train", **kwargs):
@@ -68,9 +66,7 @@ def test_splits_and_single_files(tmp_path):
 def test_evaluation_prompts_must_not_be_trained_on(tmp_path):
     write(tmp_path / "train.jsonl", ROW, EVAL_ROW)
     write(tmp_path / "eval.jsonl", EVAL_ROW)
-    with pytest.raises(
-        errors.DataError, match=r"1 evaluation prompts are trained on as well.*Capital of Peru"
-    ):
+    with pytest.raises(errors.DataError, match=r"1 evaluation prompts are trained on as well.*Capital of Peru"):
         make(tmp_path, "eval", eval_size=1)
 
 

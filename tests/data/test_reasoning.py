@@ -43,9 +43,7 @@ def test_splits_are_disjoint_and_hold_no_question_twice():
 
 
 def test_more_than_there_are_is_refused_with_the_number():
-    with pytest.raises(
-        errors.ConfigError, match=r"eval_size=500 is more than there are: \d\d different eval"
-    ):
+    with pytest.raises(errors.ConfigError, match=r"eval_size=500 is more than there are: \d\d different eval"):
         make("eval", 500, options={"max_terms": 2, "max_digits": 1})
 
 

@@ -30,9 +30,7 @@ def test_layout_by_hand() -> None:
     # What a scored position names is the sampled token itself.
     for i, row in enumerate(ROWS):
         m, r = divmod(i, 2)
-        np.testing.assert_array_equal(
-            batch.tokens[m, r][batch.positions[m, r, : len(row.completion)]], row.completion
-        )
+        np.testing.assert_array_equal(batch.tokens[m, r][batch.positions[m, r, : len(row.completion)]], row.completion)
 
 
 @pytest.mark.parametrize("micro_rows", [1, 2, 3, 5])

@@ -51,7 +51,9 @@ def test_clipping_is_by_the_norm_of_all_gradients_together() -> None:
     np.testing.assert_allclose(out["a"], -0.6 / 1.6, rtol=1e-6)
     np.testing.assert_allclose(out["b"], -0.8 / 1.8, rtol=1e-6)
     np.testing.assert_allclose(
-        step_of(OptimizerConfig(learning_rate=1.0, b1=0.0, b2=0.0, epsilon=1.0, max_grad_norm=6.0), gradients, params)["a"],
+        step_of(OptimizerConfig(learning_rate=1.0, b1=0.0, b2=0.0, epsilon=1.0, max_grad_norm=6.0), gradients, params)[
+            "a"
+        ],
         -3.0 / 4.0,
         rtol=1e-6,
     )

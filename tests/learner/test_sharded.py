@@ -1,0 +1,172 @@
+"""On 8 devices, however the mesh splits them: the same metrics, gradients, log-probs and greedy tokens as on one."""
+
+import contextlib
+import functools
+import logging
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from rlvr import errors, partition
+from rlvr.algo.objectives import ObjectiveConfig
+from rlvr.learner.batch import Row
+from rlvr.learner.learner import Learner
+from rlvr.learner.optimizer import OptimizerConfig
+from rlvr.learner.update import UpdateConfig
+from rlvr.mesh import AXES, MeshConfig, make_mesh
+from rlvr.policy.config import PolicyConfig
+from rlvr.policy.parameters import fan_in
+from rlvr.policy.transformer import Policy
+from rlvr.rollout.engine import Engine, EngineConfig
+from rlvr.types import Request
+
+# A dense layer and a mixture; every size divides over the meshes below.
+POLICY = Policy(
+    PolicyConfig(
+        vocab_size=98,
+        dim=48,
+        layers=2,
+        query_heads=4,
+        kv_heads=2,
+        head_size=10,
+        hidden=56,
+        moe_layers=(1,),
+        experts=8,
+        expert_hidden=40,
+    )
+)
+MESHES = {
+    "data": MeshConfig(data=8),
+    "fsdp_expert_tensor": MeshConfig(data=1, fsdp=2, expert=2, tensor=2),
+    "expert_tensor": MeshConfig(data=1, expert=4, tensor=2),
+}
+OBJECTIVE = ObjectiveConfig(kl="k2", kl_coef=0.05, entropy_coef=0.02, balance_coef=0.1, z_coef=0.01)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Within the context the name of each program that XLA compiles is appended to the yielded list."""
+    names: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: names.extend(re.findall(r"^Finished XLA compilation of (\S+)", record.getMessage()))
+    logger = logging.getLogger("jax._src.dispatch")
+    logger.addHandler(handler)
+    try:
+        with jax.log_compiles():
+            yield names
+    finally:
+        logger.removeHandler(handler)
+
+
+def one_device_mesh() -> Mesh:
+    return jax.make_mesh((1, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 4, devices=jax.devices()[:1])
+
+
+def work(mesh: Mesh, initial: Any, rows: list[Row], descent: OptimizerConfig) -> dict[str, Any]:
+    """One update of two micro-batches, and some greedy tokens, all as host arrays."""
+    with jax.set_mesh(mesh):
+        shardings = partition.shardings(mesh, POLICY.logical_axes())
+        params = jax.tree.map(jax.device_put, initial, shardings)
+        out: dict[str, Any] = {}
+        engine = Engine(
+            POLICY,
+            EngineConfig(slots=8, max_prompt_tokens=6, max_new_tokens=6, prefill_rows=8, decode_steps=6),
+            (),
+            mesh,
+        )
+        requests = [Request(i, i, 0, tuple(row.prompt)) for i, row in enumerate(rows[:12])]
+        with compilations() as compiled:
+            completions = engine.generate(params, requests, jax.random.key(0), temperature=0.0)
+        out["tokens"] = np.stack([c.tokens for c in completions])
+        out["logprobs"] = np.stack([c.logprobs for c in completions])
+        out["compiled"] = compiled
+        learner = Learner(
+            POLICY,
+            OBJECTIVE,
+            descent,
+            UpdateConfig(micro_rows=8, logprob_chunk=4),
+            steps=10,
+            max_length=14,
+            max_columns=8,
+            temperature=0.8,
+            mesh=mesh,
+        )
+        state = learner.fresh(params)
+        expected = jax.tree.map(lambda s: s.sharding, learner.abstract())
+        shapes = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, expected)
+        out["placed"] = all(jax.tree.leaves(shapes))
+        reference = [np.asarray(row.old_logprobs) - 0.1 for row in rows]
+        state, out["metrics"] = learner.update(state, rows, reference)
+        out["kept"] = all(
+            jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state.params, shardings))
+        )
+        out["step"] = jax.tree.map(np.subtract, jax.device_get(state.params), initial)
+        return out
+
+
+@pytest.fixture(scope="module")
+def results(
+    make_rows: Callable[..., list[Row]], descent: OptimizerConfig, params_of: Callable[[Policy], Any]
+) -> Callable[[str], dict[str, Any]]:
+    rows = make_rows(16, vocab=98)
+    initial = jax.device_get(params_of(POLICY))
+
+    @functools.cache
+    def run(name: str) -> dict[str, Any]:
+        mesh = one_device_mesh() if name == "one" else make_mesh(MESHES[name])
+        return work(mesh, initial, rows, descent)
+
+    return run
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_mesh_changes_nothing_but_rounding(results: Callable[[str], dict[str, Any]], mesh: str) -> None:
+    one, many = results("one"), results(mesh)
+    np.testing.assert_array_equal(one["tokens"], many["tokens"])
+    np.testing.assert_allclose(one["logprobs"], many["logprobs"], atol=2e-5)
+    assert len({tuple(row) for row in one["tokens"].tolist()}) > 6
+    assert one["metrics"].keys() == many["metrics"].keys()
+    for name, value in one["metrics"].items():
+        np.testing.assert_allclose(many["metrics"][name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    # Sums over shards come in another order: 1e-4 of the largest gradient of each parameter, against O(1) for a
+    # gradient counted twice or divided by a number of shards.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4 * float(np.max(np.abs(a)))),
+        one["step"],
+        many["step"],
+    )
+    assert many["placed"] and many["kept"]
+    # 12 requests in 8 slots: each step runs on slots that came from each other step, and is compiled once.
+    assert [many["compiled"].count(f"jit({step})") for step in ("decode", "admit")] == [1, 1]
+
+
+def test_random_parameters_are_the_same_bits_on_any_mesh() -> None:
+    draw = functools.partial(fan_in(0), shape=(48, 4, 10), dtype=np.float32)
+    mesh = make_mesh(MESHES["fsdp_expert_tensor"])
+    split = jax.jit(draw, out_shardings=partition.shardings(mesh, ("embed", "query_heads", None)))(jax.random.key(3))
+    assert split.addressable_shards[0].data.shape == (24, 2, 10)
+    np.testing.assert_array_equal(split, jax.jit(draw)(jax.random.key(3)))
+
+
+def test_rows_that_do_not_divide_over_the_mesh_are_refused(descent: OptimizerConfig) -> None:
+    mesh = make_mesh(MESHES["data"])
+    with pytest.raises(errors.ConfigError, match=r"update.micro_rows=4 .*multiple of 8"):
+        Learner(
+            POLICY,
+            OBJECTIVE,
+            descent,
+            UpdateConfig(micro_rows=4),
+            steps=1,
+            max_length=8,
+            max_columns=4,
+            temperature=1.0,
+            mesh=mesh,
+        )
+    for field in ("slots", "prefill_rows"):
+        with pytest.raises(errors.ConfigError, match=rf"engine.{field}=4 .*multiple of 8"):
+            Engine(POLICY, EngineConfig(**({"slots": 8, "prefill_rows": 8} | {field: 4})), (), mesh)

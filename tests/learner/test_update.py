@@ -1,0 +1,288 @@
+"""The update against a naive loss, and everything that must not change it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from rlvr import errors
+from rlvr.algo.objectives import ObjectiveConfig
+from rlvr.learner.batch import Row, TrainBatch, make_batch
+from rlvr.learner.learner import Learner
+from rlvr.learner.optimizer import OptimizerConfig, make_optimizer
+from rlvr.learner.state import TrainState
+from rlvr.learner.update import UpdateConfig, make_update_step
+from rlvr.mesh import AXES
+from rlvr.policy.moe import balance_loss, z_loss
+from rlvr.policy.transformer import Policy
+
+Tiny = Callable[[str], tuple[Policy, Any]]
+Rows = Callable[..., list[Row]]
+T, C, BUDGET, TEMPERATURE = 16, 8, 12, 0.8
+# Float32 sums of some hundred terms, in another order or another matrix shape: gradients here are of size 0.1 to 1.
+SAME = {"rtol": 1e-4, "atol": 5e-6}
+
+
+def gradient_of(before: Any, after: Any, epsilon: float) -> Any:
+    """Undoes the descent of `conftest.DESCENT`: step = -epsilon * g / (|g| + epsilon)."""
+
+    def undo(old: jax.Array, new: jax.Array) -> np.ndarray:
+        step = np.asarray(old, np.float64) - np.asarray(new, np.float64)
+        return step / (1 - np.abs(step) / epsilon)
+
+    return jax.tree.map(undo, before, after)
+
+
+def assert_same_tree(a: Any, b: Any, **tolerance: float) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def largest(tree: Any) -> float:
+    return max(float(np.max(np.abs(x))) for x in jax.tree.leaves(tree))
+
+
+def lay_out(rows: list[Row], **options: Any) -> TrainBatch:
+    defaults = {"micro_rows": len(rows), "length": T, "columns": C, "aggregation": "seq_sum_norm", "budget": BUDGET}
+    return make_batch(rows, **(defaults | options))
+
+
+class Stepper:
+    """Takes one descent step from the tiny policy's parameters; compiles once for each shape of batch."""
+
+    def __init__(self, policy: Policy, params: Any, objective: ObjectiveConfig, descent: OptimizerConfig):
+        self.optimizer = make_optimizer(descent, 10)
+        self.params = params
+        self.step = make_update_step(policy, self.optimizer, objective, temperature=TEMPERATURE, chunk=3)
+        self.epsilon = descent.epsilon
+
+    def __call__(self, batch: TrainBatch, micros: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Returns (the gradient that the step took, metrics)."""
+        params = jax.tree.map(jnp.copy, self.params)
+        state = TrainState(params, self.optimizer.init(params))
+        micros = batch.tokens.shape[0] if micros is None else micros
+        state, metrics = self.step(state, jax.tree.map(jnp.asarray, batch), jnp.int32(micros))
+        return gradient_of(self.params, state.params, self.epsilon), metrics
+
+
+@pytest.fixture(scope="module")
+def shallow_step(tiny_policy: Tiny, descent: OptimizerConfig) -> Stepper:
+    return Stepper(*tiny_policy("shallow"), ObjectiveConfig(), descent)
+
+
+FULL = ObjectiveConfig(
+    kl="k3", kl_coef=0.05, entropy_coef=0.02, balance_coef=0.03, z_coef=0.01, clip_low=0.1, clip_high=0.3
+)
+
+
+def naive_loss(
+    policy: Policy, params: Any, rows: list[Row], reference: list[np.ndarray], weights: list[float]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The objective as the papers write it: whole rows, full log-softmax, no masks, a loop over sequences."""
+    tokens = np.zeros((len(rows), T), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row.prompt) + len(row.completion)] = [*row.prompt, *row.completion]
+    lengths = np.array([len(row.prompt) + len(row.completion) for row in rows])
+    positions = np.broadcast_to(np.arange(T, dtype=np.int32), tokens.shape)
+    output = policy.forward(params, tokens, positions, valid=positions < lengths[:, None])
+    log_p = jax.nn.log_softmax(policy.logits(params, output.hidden) / TEMPERATURE, axis=-1)
+    policy_loss, kl, entropy, high, low = (jnp.float32(0) for _ in range(5))
+    for i, row in enumerate(rows):
+        start, count = len(row.prompt), len(row.completion)
+        at = log_p[i, start - 1 : start - 1 + count]
+        logprobs = at[np.arange(count), row.completion]
+        ratio = jnp.exp(logprobs - row.old_logprobs)
+        clipped = jnp.clip(ratio, 1 - FULL.clip_low, 1 + FULL.clip_high)
+        policy_loss -= weights[i] * jnp.sum(jnp.minimum(ratio * row.advantage, clipped * row.advantage))
+        x = logprobs - reference[i]
+        kl += weights[i] * jnp.sum(jnp.exp(-x) + x - 1)
+        entropy -= jnp.sum(jnp.exp(at) * at)
+        outside = clipped != ratio
+        high += jnp.sum(outside & (ratio > 1) & (row.advantage > 0))
+        low += jnp.sum(outside & (ratio < 1) & (row.advantage < 0))
+    n = sum(len(row.completion) for row in rows)
+    balance, z = balance_loss(output.router, 2), z_loss(output.router)
+    loss = policy_loss + FULL.kl_coef * kl - FULL.entropy_coef * entropy / n
+    loss += FULL.balance_coef * balance + FULL.z_coef * z
+    return loss, {
+        "loss/policy": policy_loss,
+        "rollout/entropy": entropy / n,
+        "clip/high": high / n,
+        "clip/low": low / n,
+        "moe/balance_loss": balance,
+        "moe/z_loss": z,
+    }
+
+
+def own_logprobs(policy: Policy, params: Any, rows: list[Row]) -> list[np.ndarray]:
+    """Log-probs of each row's completion from a full forward pass."""
+    tokens = lay_out(rows).tokens[0]
+    positions = np.broadcast_to(np.arange(T, dtype=np.int32), tokens.shape)
+    logits = jax.jit(lambda p: policy.logits(p, policy.forward(p, tokens, positions).hidden))(params)
+    log_p = np.asarray(jax.nn.log_softmax(logits / TEMPERATURE, axis=-1))
+    return [log_p[i, len(r.prompt) - 1 + np.arange(len(r.completion)), r.completion] for i, r in enumerate(rows)]
+
+
+def test_gradient_and_metrics_are_those_of_the_naive_loss(
+    tiny_policy: Tiny, make_rows: Rows, descent: OptimizerConfig
+) -> None:
+    policy, params = tiny_policy("mixed")
+    rows = make_rows(6)
+    # An old policy and a reference not far from the policy.
+    own, rng = own_logprobs(policy, params, rows), np.random.default_rng(0)
+    gaps, shifts = ([0.3 * rng.normal(size=len(x)) for x in own] for _ in range(2))
+    old, reference = ([x + noise for x, noise in zip(own, by, strict=True)] for by in (gaps, shifts))
+    rows = [row._replace(old_logprobs=logprobs) for row, logprobs in zip(rows, old, strict=True)]
+    batch = lay_out(rows, aggregation="seq_mean_token_mean")
+    for i, logprobs in enumerate(reference):
+        batch.reference_logprobs[0, i, : len(logprobs)] = logprobs
+    got, metrics = Stepper(policy, params, FULL, descent)(batch)
+
+    weights = [1 / (len(rows) * len(row.completion)) for row in rows]
+    run = jax.jit(jax.grad(lambda p: naive_loss(policy, p, rows, reference, weights), has_aux=True))
+    want, expected = run(params)
+    assert largest(want) > 0.05
+    assert_same_tree(got, want, rtol=1e-3, atol=2e-5)
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert 0 < metrics["clip/high"] < 0.5 and 0 < metrics["clip/low"] < 0.5
+    norm = np.sqrt(sum(float(np.sum(np.square(g))) for g in jax.tree.leaves(want)))
+    np.testing.assert_allclose(metrics["optimizer/grad_norm"], norm, rtol=1e-4)
+    assert metrics["optimizer/skipped"] == 0
+    np.testing.assert_allclose(metrics["gap/max"], np.abs(np.concatenate(gaps)).max(), rtol=1e-3)
+    np.testing.assert_allclose(metrics["gap/mean"], np.abs(np.concatenate(gaps)).mean(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("micro_rows", [4, 2])
+def test_micro_batches_and_order_change_nothing(shallow_step: Stepper, make_rows: Rows, micro_rows: int) -> None:
+    rows = make_rows(8)
+    whole, metrics = shallow_step(lay_out(rows))
+    assert largest(whole) > 0.02
+    split, split_metrics = shallow_step(lay_out(rows, micro_rows=micro_rows))
+    assert_same_tree(split, whole, **SAME)
+    order = np.random.default_rng(0).permutation(8)
+    shuffled, _ = shallow_step(lay_out([rows[i] for i in order], micro_rows=micro_rows))
+    assert_same_tree(shuffled, whole, **SAME)
+    assert metrics.keys() == split_metrics.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(split_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_last_micro_batch_that_is_not_full_changes_nothing(shallow_step: Stepper, make_rows: Rows) -> None:
+    rows = make_rows(8)[:7]
+    whole, _ = shallow_step(lay_out([*rows], micro_rows=8))  # filled up with one empty row
+    split, _ = shallow_step(lay_out(rows, micro_rows=4))
+    assert_same_tree(split, whole, **SAME)
+
+
+def test_padding_changes_nothing(shallow_step: Stepper, make_rows: Rows) -> None:
+    rows = make_rows(8)
+    narrow, metrics = shallow_step(lay_out(rows))
+    wide, wide_metrics = shallow_step(lay_out(rows, length=T + 7, columns=C + 3))
+    assert_same_tree(wide, narrow, **SAME)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(wide_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_garbage_in_padding_changes_no_bit(shallow_step: Stepper, make_rows: Rows) -> None:
+    batch = lay_out(make_rows(8))
+    clean, _ = shallow_step(batch)
+    inside = np.arange(T) < batch.lengths[..., None]
+    poisoned = batch._replace(
+        tokens=np.where(inside, batch.tokens, 55),
+        old_logprobs=np.where(batch.mask, batch.old_logprobs, np.nan),
+        reference_logprobs=np.where(batch.mask, batch.reference_logprobs, -np.inf),
+        advantages=np.where(batch.mask, batch.advantages, np.inf),
+        weights=np.where(batch.mask, batch.weights, 1e9),
+    )
+    dirty, metrics = shallow_step(poisoned)
+    assert metrics["optimizer/skipped"] == 0
+    assert_same_tree(dirty, clean, rtol=0, atol=0)
+
+
+def make_learner(policy: Policy, optimizer: OptimizerConfig, mesh: Mesh) -> Learner:
+    return Learner(
+        policy,
+        ObjectiveConfig(aggregation="seq_sum_norm"),
+        optimizer,
+        UpdateConfig(micro_rows=4, logprob_chunk=3),
+        steps=10,
+        max_length=T,
+        max_columns=C,
+        temperature=TEMPERATURE,
+        mesh=mesh,
+    )
+
+
+@pytest.fixture(scope="module")
+def learner(tiny_policy: Tiny, descent: OptimizerConfig) -> Learner:
+    mesh = jax.make_mesh((1, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 4, devices=jax.devices()[:1])
+    return make_learner(tiny_policy("shallow")[0], descent, mesh)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_rows_of_advantage_zero_are_left_out_of_the_work_only(
+    shallow_step: Stepper, make_rows: Rows, learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = shallow_step.params
+    rows = make_rows(8, zeros=(0, 3, 4, 6))
+    whole, _ = shallow_step(lay_out(rows, micro_rows=4, budget=C))
+    original, micros = learner._update, []
+
+    def note(state: Any, batch: Any, count: jax.Array) -> Any:
+        micros.append(int(count))
+        return original(state, batch, count)
+
+    monkeypatch.setattr(learner, "_update", note)
+    state, _ = learner.update(learner.fresh(jax.tree.map(jnp.copy, params)), rows)
+    assert micros == [1]  # of two
+    assert_same_tree(gradient_of(params, state.params, shallow_step.epsilon), whole, **SAME)
+    # Where nothing has a gradient nothing moves.
+    before = jax.tree.map(np.asarray, state.params)
+    state, metrics = learner.update(state, make_rows(8, zeros=range(8)))
+    assert_same_tree(state.params, before, rtol=0, atol=0)
+    assert metrics["optimizer/grad_norm"] == 0.0 and metrics["optimizer/skipped"] == 0.0
+
+
+@pytest.mark.usefixtures("one_device")
+def test_non_finite_updates_are_skipped_counted_and_at_last_refused(
+    make_rows: Rows, tiny_policy: Tiny, learner: Learner
+) -> None:
+    params = tiny_policy("shallow")[1]
+    rows = make_rows(8)
+    bad = [rows[0]._replace(old_logprobs=np.full(len(rows[0].completion), np.nan, np.float32)), *rows[1:]]
+    state, metrics = learner.update(learner.fresh(jax.tree.map(jnp.copy, params)), bad)
+    assert metrics["optimizer/skipped"] == 1.0
+    assert_same_tree(state.params, params, rtol=0, atol=0)
+    state, metrics = learner.update(state, rows)  # a good one in between starts the count again
+    assert metrics["optimizer/skipped"] == 0.0
+    assert largest(jax.tree.map(np.subtract, state.params, params)) > 1e-3
+    state, metrics = learner.update(state, bad)
+    assert metrics["optimizer/skipped"] == 1.0
+    with pytest.raises(FloatingPointError, match="2 updates in a row"):
+        learner.update(state, bad)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_scores_come_back_row_by_row(make_rows: Rows, tiny_policy: Tiny, learner: Learner) -> None:
+    policy, params = tiny_policy("shallow")
+    rows = make_rows(8)[:7]  # 2 micro-batches, the last not full
+    scores = learner.score(params, rows)
+    assert [len(s) for s in scores] == [len(row.completion) for row in rows]
+    for got, want in zip(scores, own_logprobs(policy, params, rows), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_row_over_the_longest_is_refused(make_rows: Rows, tiny_policy: Tiny, learner: Learner) -> None:
+    row = make_rows(1)[0]._replace(prompt=(1,) * T)
+    with pytest.raises(errors.DataError, match=f"longer than the {T} allowed"):
+        learner.score(tiny_policy("shallow")[1], [row])
+
+
+def test_learning_rate_is_the_schedules(tiny_policy: Tiny, one_device: Mesh) -> None:
+    config = OptimizerConfig(learning_rate=0.4, warmup_steps=1, decay="linear")
+    learner = make_learner(tiny_policy("shallow")[0], config, one_device)
+    np.testing.assert_allclose([learner.learning_rate(s) for s in (0, 1, 10)], [0.2, 0.4, 0.0], atol=1e-7)

@@ -1,0 +1,154 @@
+"""The entry points that use a policy: sample, score, evaluate; and SmolLM2 against transformers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rlvr.checkpoint import save_policy
+from rlvr.policy.config import PolicyConfig
+from rlvr.policy.transformer import Policy
+from rlvr.text.tokenizer import ByteTokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy") / "tiny"
+    config = PolicyConfig(
+        dim=24, layers=2, query_heads=4, kv_heads=2, head_size=6, hidden=20, moe_layers=(1,), expert_hidden=12
+    )
+    save_policy(folder, config, jax.jit(Policy(config).init)(jax.random.key(3)), ByteTokenizer())
+    return folder
+
+
+def launch(module: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Runs an entry point as a user does, on one CPU device."""
+    env = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "HOME": "/tmp"}
+    command = [sys.executable, "-m", f"launch.{module}", *flags]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+
+
+def write(path: Path, *rows: dict) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_sampled_logprobs_are_what_score_says_and_depend_on_the_seed_only(checkpoint: Path, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "p.jsonl", {"prompt": "1+2=", "id": 7}, {"prompt": "a much longer prompt, really"})
+    outputs = []
+    for name, flags in {"a": ["--slots=3"], "b": ["--slots=32"], "other": ["--seed=1"]}.items():
+        out = tmp_path / f"{name}.jsonl"
+        done = launch(
+            "sample", f"--checkpoint={checkpoint}", f"--prompts={prompts}", f"--output={out}", "--n=3",
+            "--max_tokens=12", *flags,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        outputs.append(read(out))
+    first, again, other = outputs
+    assert [row["tokens"] for row in first] == [row["tokens"] for row in again]
+    assert [row["tokens"] for row in first] != [row["tokens"] for row in other]
+    assert [(row.get("id"), row["sample"]) for row in first] == [(7, 0), (7, 1), (7, 2), (None, 0), (None, 1), (None, 2)]
+    assert len({tuple(row["tokens"]) for row in first}) == 6
+    assert all(row["stop_reason"] == ("stop" if row["tokens"][-1] == 257 else "length") for row in first)
+
+    rows = [{"tokens": list(row["prompt"].encode()) + row["tokens"]} for row in first]
+    scored = tmp_path / "scored.jsonl"
+    done = launch(
+        "score", f"--checkpoint={checkpoint}", f"--input={write(tmp_path / 't.jsonl', *rows)}", f"--output={scored}"
+    )
+    assert done.returncode == 0, done.stderr
+    for row, score in zip(first, read(scored), strict=True):
+        assert len(score["logprobs"]) == len(score["tokens"]) - 1
+        np.testing.assert_allclose(score["logprobs"][-len(row["tokens"]) :], row["logprobs"], atol=2e-5)
+
+
+def test_evaluate_reports_every_set_and_keeps_the_samples(checkpoint: Path, tmp_path: Path) -> None:
+    done = launch(
+        "evaluate", f"--checkpoint={checkpoint}", "--config=tests/configs/tiny.py", f"--output={tmp_path / 'out'}"
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+    rows = read(tmp_path / "out" / "samples.jsonl")
+    for name, summary in result["eval"].items():
+        own = [row for row in rows if row["set"] == name]
+        assert summary["n"] == len(own) > 0
+        assert summary["accuracy"] == np.mean([row["status"] == "correct" for row in own])
+        assert summary["interval"][0] <= summary["accuracy"] <= summary["interval"][1]
+
+
+@pytest.mark.parametrize(
+    ("module", "row", "message"),
+    [
+        ("sample", {"text": "hello"}, "row 1 has neither field; accepted: one of prompt, messages"),
+        ("sample", {"messages": [{"role": "user", "content": "hi"}]}, "row 1: "),
+        ("score", {"tokens": [5]}, "row 1: tokens=[5] must be a list of at least 2 integers"),
+        ("score", {"tokens": [5, 9000]}, "row 1: token 9000 is not in the vocabulary 0 to 263"),
+    ],
+)
+def test_a_bad_row_is_named(module: str, row: dict, message: str, checkpoint: Path, tmp_path: Path) -> None:
+    flag = "prompts" if module == "sample" else "input"
+    rows, out = write(tmp_path / "rows.jsonl", row), tmp_path / "out.jsonl"
+    done = launch(module, f"--checkpoint={checkpoint}", f"--{flag}={rows}", f"--output={out}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert "Traceback" not in done.stderr and not out.exists()
+
+
+def test_a_folder_without_a_policy_is_refused(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", {"tokens": [1, 2]})
+    done = launch("score", f"--checkpoint={tmp_path}", f"--input={rows}", f"--output={tmp_path / 'out.jsonl'}")
+    assert done.returncode == 1
+    assert f"error: {tmp_path} holds no policy" in done.stderr
+
+
+def test_smollm2_agrees_with_transformers_on_the_dequantised_weights() -> None:
+    """Greedy tokens equal; log-probs within 2e-4 in float32 (the real weights, where they were fetched)."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = ROOT / "weights" / "smollm2-135m-instruct"
+    if not (folder / "policy.json").exists():
+        pytest.skip("SmolLM2 was not fetched (scripts/fetch_smollm2.sh)")
+    from launch.score import score_rows
+    from rlvr import keys
+    from rlvr.checkpoint import load_policy
+    from rlvr.mesh import MeshConfig, make_mesh
+    from rlvr.rollout.engine import Engine, EngineConfig
+    from rlvr.text.chat import encode_prompt
+    from rlvr.types import Request
+    from tests.reference import llama_from_params
+
+    mesh = make_mesh(MeshConfig())
+    questions = ["What is 7 + 8?", "Name the capital of France.", "Write a haiku about rivers and stones."]
+    with jax.set_mesh(mesh):
+        loaded = load_policy(folder, mesh)
+        prompts = [encode_prompt(loaded.tokenizer, [{"role": "user", "content": q}]) for q in questions]
+        config = EngineConfig(slots=8, max_prompt_tokens=48, max_new_tokens=32, prefill_rows=8)
+        engine = Engine(loaded.policy, config, loaded.tokenizer.stop_ids, mesh)
+        requests = [Request(i, i, 0, tuple(p)) for i, p in enumerate(prompts)]
+        ours = engine.generate(loaded.params, requests, keys.make_key(0, "sample"), temperature=0.0)
+        rows = [p + c.tokens.tolist() for p, c in zip(prompts, ours, strict=True)]
+        scores = score_rows(loaded, rows, 8)
+    model = llama_from_params(transformers, torch, loaded.policy.config, loaded.params)
+    largest = 0.0
+    for prompt, completion, row, score in zip(prompts, ours, rows, scores, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([row])).logits[0].double().log_softmax(-1)
+            greedy = model.generate(
+                torch.tensor([prompt]), max_new_tokens=32, do_sample=False, eos_token_id=list(loaded.tokenizer.stop_ids),
+                pad_token_id=0,
+            )  # fmt: skip
+        theirs = logits[:-1].gather(1, torch.tensor(row[1:])[:, None])[:, 0].numpy()
+        largest = max(largest, float(np.max(np.abs(theirs - np.array(score)))))
+        assert greedy[0, len(prompt) :].tolist() == completion.tokens.tolist()
+    print(f"largest log-prob difference {largest:.2e}")
+    assert largest < 2e-4

@@ -20,7 +20,7 @@ def get_config() -> ExperimentConfig:
     """Returns the config."""
     return ExperimentConfig(
         name="quickstart",
-        steps=80,
+        steps=160,
         policy=PolicyConfig(
             dim=128,
             layers=3,
@@ -46,7 +46,7 @@ def get_config() -> ExperimentConfig:
         engine=EngineConfig(slots=256, max_prompt_tokens=6, max_new_tokens=6, prefill_rows=64, decode_steps=3),
         rollout=RolloutConfig(prompts=64, group_size=8),
         objective=ObjectiveConfig(aggregation="token_mean", clip_high=0.28),
-        optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=5),
+        optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=5, decay="linear"),
         update=UpdateConfig(micro_rows=256),
         warm_start=WarmStartConfig(
             steps=400,
@@ -55,6 +55,6 @@ def get_config() -> ExperimentConfig:
             z_coef=0.001,
             optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20, decay="cosine"),
         ),
-        evaluation=EvaluationConfig(interval=20),
+        evaluation=EvaluationConfig(interval=40),
         checkpoints=CheckpointConfig(interval=50),
     )

@@ -70,9 +70,7 @@ def main(argv: Sequence[str]) -> None:
         shards = partition.batch_shards(mesh)
         tokens = read_tokens(rows, loaded.policy.config.vocab_size)
         scores = score_rows(loaded, tokens, -(-_ROWS.value // shards) * shards)
-    checkpoints.write_rows(
-        Path(_OUTPUT.value), ({**row, "logprobs": s} for row, s in zip(rows, scores, strict=True))
-    )
+    checkpoints.write_rows(Path(_OUTPUT.value), ({**row, "logprobs": s} for row, s in zip(rows, scores, strict=True)))
     print(f"wrote log-probs of {len(rows)} rows to {_OUTPUT.value}")
 
 

@@ -14,6 +14,8 @@ from rlvr.data.config import TaskSetConfig
 from rlvr.trainer import train
 from tests import tiny
 
+pytestmark = pytest.mark.timeout(900)  # on a busy machine compiling takes minutes
+
 ROW = {"prompt": "1+2=", "answer": "3", "demonstration": "3"}
 
 

@@ -23,6 +23,8 @@ from tests import tiny
 
 CONFIG = tiny.make_config().policy
 
+pytestmark = pytest.mark.timeout(900)  # on a busy machine compiling takes minutes
+
 
 @pytest.fixture(autouse=True, scope="module")
 def runs_in_process():

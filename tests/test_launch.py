@@ -57,7 +57,14 @@ def test_sampled_logprobs_are_what_score_says_and_depend_on_the_seed_only(checkp
     first, again, other = outputs
     assert [row["tokens"] for row in first] == [row["tokens"] for row in again]
     assert [row["tokens"] for row in first] != [row["tokens"] for row in other]
-    assert [(row.get("id"), row["sample"]) for row in first] == [(7, 0), (7, 1), (7, 2), (None, 0), (None, 1), (None, 2)]
+    assert [(row.get("id"), row["sample"]) for row in first] == [
+        (7, 0),
+        (7, 1),
+        (7, 2),
+        (None, 0),
+        (None, 1),
+        (None, 2),
+    ]
     assert len({tuple(row["tokens"]) for row in first}) == 6
     assert all(row["stop_reason"] == ("stop" if row["tokens"][-1] == 257 else "length") for row in first)
 
@@ -144,8 +151,8 @@ def test_smollm2_agrees_with_transformers_on_the_dequantised_weights() -> None:
         with torch.no_grad():
             logits = model(torch.tensor([row])).logits[0].double().log_softmax(-1)
             greedy = model.generate(
-                torch.tensor([prompt]), max_new_tokens=32, do_sample=False, eos_token_id=list(loaded.tokenizer.stop_ids),
-                pad_token_id=0,
+                torch.tensor([prompt]), max_new_tokens=32, do_sample=False, pad_token_id=0,
+                eos_token_id=list(loaded.tokenizer.stop_ids),
             )  # fmt: skip
         theirs = logits[:-1].gather(1, torch.tensor(row[1:])[:, None])[:, 0].numpy()
         largest = max(largest, float(np.max(np.abs(theirs - np.array(score)))))

@@ -30,8 +30,9 @@ def finish_two(processes):
             process.kill()
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("flags", [DENSE, pytest.param(MOE, marks=pytest.mark.slow)], ids=["dense", "moe"])
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("flags", [DENSE, MOE], ids=["dense", "moe"])
 def test_two_processes_train_stop_and_resume(tmp_path, flags):
     whole = tmp_path / "whole"
     processes = start_two(whole, flags)

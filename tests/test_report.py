@@ -90,8 +90,7 @@ def fake_samples(step, rng):
             "prompt_id": 123456 + sample // 4,
             "sample": sample % 4,
             "prompt": f"What is {left} + {right}?\nAnswer with a number.",
-            "completion": f" {left}+{right}\t= \n{said}  \n"
-            + ("so <b>that</b> is it. " * 12 if sample == 3 else ""),
+            "completion": f" {left}+{right}\t= \n{said}  \n" + ("so <b>that</b> is it. " * 12 if sample == 3 else ""),
             "answer": str(left + right),
             "score": float(right_answer),
             "status": "correct" if right_answer else "wrong",
@@ -195,12 +194,7 @@ def test_every_recorded_series_has_its_plot(page):
 
 def test_head_table_and_notices(page):
     text = " ".join(page.text.split())
-    assert (
-        "quickstart-0" in text
-        and "90 (30 of them warm start)" in text
-        and "3m34s" in text
-        and "5f2c9a" in text
-    )
+    assert "quickstart-0" in text and "90 (30 of them warm start)" in text and "3m34s" in text and "5f2c9a" in text
     low, high = statistics.wilson_interval(0.97 * 500, 500)
     assert f"addition 500 0.470 0.970 0.427 to 0.514 {low:.3f} to {high:.3f} 0.500 1.000 4.0 5.0" in text
     assert "values that were not finite: optimizer/grad_norm at 1 of 90 steps" in text
@@ -233,12 +227,8 @@ def test_same_files_same_bytes(workdir, page):
 
 def test_hostile_text_stays_text(tmp_path):
     workdir = make_workdir(tmp_path / "run<script>", steps=2, finished=False)
-    row = dict.fromkeys(
-        ("task", "prompt", "completion", "answer", "status", "detail", "stop_reason"), HOSTILE
-    )
-    with writers.MetricsWriter(
-        workdir, resume_step=2, total_steps=3, stream=(tmp_path / "log").open("w")
-    ) as writer:
+    row = dict.fromkeys(("task", "prompt", "completion", "answer", "status", "detail", "stop_reason"), HOSTILE)
+    with writers.MetricsWriter(workdir, resume_step=2, total_steps=3, stream=(tmp_path / "log").open("w")) as writer:
         name = "eval/$\\frac{</text><script>alert(3)</script>--><!--/accuracy"
         writer.write(2, {"phase": "rl", name: 0.5, "verdict/<script>": 3})
         writer.write_samples(2, [row | {"score": None, "parts": {HOSTILE: 1.0}}])
@@ -246,9 +236,7 @@ def test_hostile_text_stays_text(tmp_path):
     assert not {"script", "img"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     # Still readable, with the invisible characters made visible.
-    assert (
-        r"""</pre><script>alert(1)</script><img src=x onerror=alert(2)>\u{202e}\u{d800} & "'""" in page.text
-    )
+    assert r"""</pre><script>alert(1)</script><img src=x onerror=alert(2)>\u{202e}\u{d800} & "'""" in page.text
 
 
 @pytest.mark.parametrize(
@@ -317,9 +305,7 @@ def test_empty_run_says_so(tmp_path):
 
 def test_single_step_and_zero_gap(tmp_path):
     """Nothing to stack over and nothing positive for a log axis."""
-    rows = [
-        {"step": 0, "phase": "rl", "gap/mean": 0.0, "gap/max": 0.0, "time/update": 1.0, "verdict/wrong": 0}
-    ]
+    rows = [{"step": 0, "phase": "rl", "gap/mean": 0.0, "gap/max": 0.0, "time/update": 1.0, "verdict/wrong": 0}]
     assert len(plots.draw_plots(rows, {})) == 2
 
 

@@ -11,6 +11,8 @@ from rlvr import evaluation, trainer
 from rlvr.rollout.engine import Interrupted
 from tests import tiny
 
+pytestmark = pytest.mark.timeout(900)  # on a busy machine compiling takes minutes
+
 
 def kill_when(workdir, condition, *, delay=0.0):
     """Starts the run, kills it `delay` seconds after the condition holds, and returns what is then on the disk."""
@@ -84,9 +86,9 @@ def test_sigterm_saves_and_says_so(tmp_path):
 
 def test_stopped_during_an_evaluation(tmp_path, monkeypatch):
     """The step is done by then: its line and its evaluation must come when the run is resumed."""
+    whole = tiny.dense_run()
     with tiny.runs_in_process():
         config = tiny.make_config(moe=False)
-        trainer.train(config, tmp_path / "whole")
         evaluate, calls = evaluation.evaluate, []
 
         def stopped(*arguments, **options):
@@ -101,7 +103,7 @@ def test_stopped_during_an_evaluation(tmp_path, monkeypatch):
         assert trainer.train(config, tmp_path / "run") is None
         assert tiny.lines(tmp_path / "run") == 9
         assert trainer.train(config, tmp_path / "run") is not None
-    assert tiny.outcome(tmp_path / "run") == tiny.outcome(tmp_path / "whole")
+    assert tiny.outcome(tmp_path / "run") == tiny.outcome(whole)
 
 
 @pytest.mark.slow
@@ -120,7 +122,7 @@ def test_resumed_on_another_mesh(tmp_path):
     """Half on 4 devices that split the rows, half on 8 that also split parameters, experts and heads."""
     workdir = tmp_path / "run"
     process = tiny.start(workdir, "--config.mesh.data=4", devices=4)
-    assert tiny.wait_until(lambda: tiny.lines(workdir) >= 7, [process], timeout=150)
+    assert tiny.wait_until(lambda: tiny.lines(workdir) >= 7, [process])
     process.send_signal(signal.SIGTERM)
     output = tiny.finish(process)
     assert process.returncode == 0, output

@@ -15,6 +15,8 @@ from rlvr.trainer import train
 from rlvr.verifiers.pool import VerifierConfig
 from tests import tiny
 
+pytestmark = pytest.mark.timeout(900)  # on a busy machine compiling takes minutes
+
 
 @pytest.fixture(autouse=True, scope="module")
 def runs_in_process():
@@ -22,15 +24,7 @@ def runs_in_process():
         yield
 
 
-@pytest.fixture(scope="module")
-def dense_run():
-    workdir = tiny.session_folder() / "dense"
-    done = tiny.launch(workdir, "--config.policy.moe_layers=()")
-    assert done.returncode == 0, done.stderr
-    return workdir
-
-
-def test_result(capsys):
+def test_result():
     workdir = tiny.reference_run()
     result = tiny.read_result(workdir)
     printed = (tiny.session_folder() / "reference.out").read_text().splitlines()[-1]
@@ -95,9 +89,9 @@ def test_samples_report_and_events():
 
 
 @pytest.mark.parametrize("kind", ["moe", "dense"])
-def test_the_trained_logprobs_are_those_of_the_sampling(kind, request):
+def test_the_trained_logprobs_are_those_of_the_sampling(kind):
     """One function samples and trains: in float32 they differ by rounding only, at every step."""
-    workdir = tiny.reference_run() if kind == "moe" else request.getfixturevalue("dense_run")
+    workdir = tiny.reference_run() if kind == "moe" else tiny.dense_run()
     rows = tiny.read_metrics(workdir)[tiny.WARM_STEPS :]
     assert len(rows) == tiny.STEPS
     lengths = {row["rollout/tokens_mean"] for row in rows}

@@ -52,10 +52,7 @@ def test_metrics_are_lines_and_events(tmp_path):
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert first == {"step": 0, "phase": "rl", "reward/mean": 0.5, "optimizer/skipped": 1}
     scalars = {
-        (e.step, v.tag): v.simple_value
-        for e in read_events(tmp_path)
-        if e.HasField("summary")
-        for v in e.summary.value
+        (e.step, v.tag): v.simple_value for e in read_events(tmp_path) if e.HasField("summary") for v in e.summary.value
     }
     assert scalars == {(0, "reward/mean"): 0.5, (0, "optimizer/skipped"): 1.0, (1, "my/own"): 2.0}
 
@@ -192,9 +189,7 @@ def test_plain_display(tmp_path, monkeypatch):
     }
     with open_writer(tmp_path, total_steps=42, stream=stream) as writer:
         writer.write(0, {"phase": "warm_start", "loss/supervised": 1.23456})
-        writer.write(
-            1, rl | {"eval/add/accuracy": 0.5, "eval/mul/accuracy": 0.66, "eval/add/accuracy_lenient": 1.0}
-        )
+        writer.write(1, rl | {"eval/add/accuracy": 0.5, "eval/mul/accuracy": 0.66, "eval/add/accuracy_lenient": 1.0})
         writer.write(2, rl)
         writer.write(3, {"phase": "rl", "unknown": "text"})
     tail = "reward 0.53 accuracy 0.61 (held-out 0.58) length 4.2 tok/s 812"

@@ -96,6 +96,15 @@ def reference_run() -> Path:
     return workdir
 
 
+@functools.cache
+def dense_run() -> Path:
+    """The workdir of an uninterrupted run of the dense tiny config in this process; to be read only."""
+    workdir = session_folder() / "dense"
+    with runs_in_process():
+        trainer.train(make_config(moe=False), workdir)
+    return workdir
+
+
 def environment(devices: int = 1, *, compiled: bool = True) -> dict[str, str]:
     """The environment of a launched run with so many simulated CPU devices.
 
@@ -166,7 +175,7 @@ def start(workdir: Path, *arguments: str, config: str = CONFIG, devices: int = 1
     return process
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> str:
+def finish(process: subprocess.Popen[str], timeout: float = 240) -> str:
     """Waits for a run begun by `start` and returns what it printed."""
     try:
         process.wait(timeout)
@@ -181,7 +190,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> str:
     return output
 
 
-def wait_until(condition: Callable[[], bool], processes: Sequence[subprocess.Popen[str]], timeout: float = 90) -> bool:
+def wait_until(condition: Callable[[], bool], processes: Sequence[subprocess.Popen[str]], timeout: float = 240) -> bool:
     """Polls until the condition holds; False if a process ended before."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -76,7 +76,7 @@ class Learner:
         return abstract_state(self._policy, self._optimizer, self._mesh)
 
     def learning_rate(self, step: int) -> float:
-        """Returns the learning rate of an optimizer step of this stage."""
+        """Returns the learning rate of an optimizer step of this stage (a skipped update does not count as a step)."""
         return float(self._schedule(step))
 
     def score(self, params: Params, rows: Sequence[Row]) -> list[np.ndarray]:

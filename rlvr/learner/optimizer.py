@@ -17,8 +17,8 @@ class OptimizerConfig:
 
     Attributes:
         learning_rate: peak.
-        warmup_steps: optimizer steps of linear warm-up from 0.
-        decay: "constant", "cosine" or "linear" (to zero at the last step).
+        warmup_steps: optimizer steps of linear warm-up, from learning_rate / (warmup_steps + 1).
+        decay: "constant", "cosine" or "linear" (to zero just after the last step).
         b1, b2, epsilon, weight_decay: of AdamW; decay applies to matrices only.
         max_grad_norm: the gradient's global norm is clipped to this.
         max_skips: the run stops with an error after so many consecutive updates skipped for non-finite gradients.

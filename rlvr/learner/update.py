@@ -129,7 +129,7 @@ def make_update_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = _finish(sums, maxima)
-        metrics["optimizer/grad_norm"] = optax.global_norm(gradients)
+        metrics["optimizer/grad_norm"] = optax.tree.norm(gradients)
         metrics["optimizer/skipped"] = ~opt_state.last_finite
         metrics["optimizer/skipped_in_a_row"] = opt_state.notfinite_count
         return TrainState(params, opt_state), metrics

@@ -113,6 +113,8 @@ class Engine:
         """
         max_tokens = self.config.max_new_tokens if max_tokens is None else max_tokens
         errors.check_between("max_tokens", max_tokens, 1, self.config.max_new_tokens)
+        if len({request.index for request in requests}) < len(requests):
+            raise ValueError("two requests have the same index: completions are matched by it")
         for request in requests:
             check_prompt(request.prompt, self.config.max_prompt_tokens, f"request {request.index}")
         waiting = deque(requests)

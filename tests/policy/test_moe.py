@@ -93,6 +93,21 @@ def test_fewer_assignments_than_experts(name: str, tokens: int) -> None:
     np.testing.assert_allclose(out, loop(ROUTINGS["random"], 0, E)[:tokens], atol=2e-5)
 
 
+def test_ragged_uses_no_row_past_its_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Zero by the reference semantics, but left as it was by some accelerator kernels.
+    original = jax.lax.ragged_dot
+
+    def leaves_garbage(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
+        past = jnp.arange(rows.shape[0])[:, None] >= jnp.sum(sizes)
+        return jnp.where(past, jnp.nan, original(rows, weights, sizes))
+
+    monkeypatch.setattr(jax.lax, "ragged_dot", leaves_garbage)
+    (first, count), choices = SHARDS["some"], ROUTINGS["random"]
+    weights = jax.tree.map(lambda w: w[first : first + count], WEIGHTS)
+    out = BACKENDS["ragged"](jnp.asarray(X), jnp.asarray(choices), jnp.asarray(GATES), weights, jnp.int32(first))
+    np.testing.assert_allclose(out, loop(choices, first, count), atol=2e-5)
+
+
 def test_route_takes_the_most_probable_and_renormalises_on_request() -> None:
     logits = RNG.normal(size=(3, 4, E)).astype(np.float32)
     probabilities = scipy.special.softmax(logits.astype(np.float64), axis=-1)

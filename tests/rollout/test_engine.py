@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from rlvr import errors
 from rlvr.learner.logprobs import row_logprobs
 from rlvr.rollout.engine import Engine, EngineConfig, Interrupted
+from rlvr.rollout.sampling import sample
 from rlvr.types import Completion, Request
 
 STOP_IDS = tuple(range(2, 97, 8))
@@ -99,21 +100,32 @@ def test_recorded_logprobs_are_the_learners(run: Any, tiny_policy: Tiny, kind: s
     assert np.std(np.concatenate([c.logprobs for c in completions])) > 0.5
 
 
-def test_greedy_is_the_argmax_of_the_full_forward(run: Any, tiny_policy: Tiny) -> None:
+def test_tokens_are_those_drawn_from_the_full_forward(run: Any, tiny_policy: Tiny) -> None:
     policy, params = tiny_policy("mixed")
-    completions = run("mixed", REQUESTS[::2], temperature=0.0)
-    rows = np.zeros((len(completions), 24), np.int32)
-    for i, c in enumerate(completions):
-        rows[i, : len(c.request.prompt) + len(c.tokens)] = [*c.request.prompt, *c.tokens]
-    positions = np.broadcast_to(np.arange(24, dtype=np.int32), rows.shape)
-    logits = np.asarray(jax.jit(lambda p: policy.logits(p, policy.forward(p, rows, positions).hidden))(params))
-    for i, c in enumerate(completions):
-        before = logits[i, len(c.request.prompt) - 1 :][: len(c.tokens)]
-        np.testing.assert_array_equal(c.tokens, np.argmax(before, axis=-1))
-        expected = scipy.special.log_softmax(before.astype(np.float64), axis=-1)
+    positions = np.broadcast_to(np.arange(24, dtype=np.int32), (7, 24))
+    forward = jax.jit(lambda p, rows: policy.logits(p, policy.forward(p, rows, positions).hidden))
+
+    def logits_before(completions: list[Completion]) -> list[np.ndarray]:
+        rows = np.zeros((7, 24), np.int32)
+        for i, c in enumerate(completions):
+            rows[i, : len(c.request.prompt) + len(c.tokens)] = [*c.request.prompt, *c.tokens]
+        logits = np.asarray(forward(params, rows))
+        return [logits[i, len(c.request.prompt) - 1 :][: len(c.tokens)] for i, c in enumerate(completions)]
+
+    greedy = run("mixed", REQUESTS[::2], temperature=0.0)
+    for c, logits in zip(greedy, logits_before(greedy), strict=True):
+        np.testing.assert_array_equal(c.tokens, np.argmax(logits, axis=-1))
+        expected = scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
         np.testing.assert_allclose(c.logprobs, expected[np.arange(len(c.tokens)), c.tokens], atol=2e-5)
-    # Samples of one prompt are one when greedy.
-    assert_same(completions, run("mixed", REQUESTS[::2], temperature=0.0, key=jax.random.key(1)), tolerance=0.0)
+    assert_same(greedy, run("mixed", REQUESTS[::2], temperature=0.0, key=jax.random.key(1)))
+
+    # The key of a draw is fold_in of the call's with prompt_id, sample and the index within the completion.
+    drawn = run("mixed", REQUESTS[1::2], temperature=0.9)
+    for c, logits in zip(drawn, logits_before(drawn), strict=True):
+        key = jax.random.fold_in(jax.random.fold_in(KEY, c.request.prompt_id), c.request.sample)
+        keys = jnp.broadcast_to(key, (len(c.tokens),))
+        tokens, _ = sample(jnp.asarray(logits), keys, jnp.arange(len(c.tokens)), jnp.float32(0.9))
+        np.testing.assert_array_equal(c.tokens, tokens)
 
 
 def test_stop_tokens_end_and_belong_to_the_completion(run: Any) -> None:

@@ -30,9 +30,7 @@ CHATML = """
 
 
 def task(**changes):
-    return Task(
-        **{"prompt_id": 1, "task": "sums", "prompt": "1+1?", "answer": "2", "verifier": "exact"} | changes
-    )
+    return Task(**{"prompt_id": 1, "task": "sums", "prompt": "1+1?", "answer": "2", "verifier": "exact"} | changes)
 
 
 def test_plain_text_is_encoded_as_the_tokenizer_does():

@@ -47,9 +47,7 @@ def test_bytes_replace_invalid_utf8_and_know_their_special_ids(tmp_path):
 
 def test_folder_round_trip(folder, tmp_path):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [258, 256]}))
-    (folder / "special_tokens_map.json").write_text(
-        json.dumps({"bos_token": "<s>", "eos_token": "<|im_end|>"})
-    )
+    (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "<|im_end|>"}))
     template = "{{ messages }}\r\nä\n"
     (folder / "chat_template.jinja").write_bytes(template.encode())
     first = load_tokenizer(folder)

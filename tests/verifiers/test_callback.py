@@ -78,9 +78,7 @@ def test_every_row_once_by_its_own_shard(pool, batch, sizes, axes, shards):
     scores, statuses, total = jax.block_until_ready(step(*arrays))
     b = B // shards
     assert sorted(calls) == [list(range(start, start + b)) for start in range(0, B, b)]
-    direct = [
-        pool.submit(TASKS[index], answer).result(30) for index, answer in zip(indices, ANSWERS, strict=True)
-    ]
+    direct = [pool.submit(TASKS[index], answer).result(30) for index, answer in zip(indices, ANSWERS, strict=True)]
     np.testing.assert_array_equal(scores, [verdict.score for verdict in direct])
     assert [types.STATUSES[code] for code in np.asarray(statuses)] == [verdict.status for verdict in direct]
     assert {verdict.status for verdict in direct} == {"correct", "wrong", "unparsed"}

@@ -57,9 +57,7 @@ def test_lenient_of_texts():
     assert extract.extract_lenient("I think\nthe answer is **Paris**.", "tag") == "Paris"
     assert extract.extract_lenient("Let me see.\n\n`knight`\n", "tag") == "knight"
     assert extract.extract_lenient("It is \\boxed{B}; the answer is A.", "tag") == "B"
-    assert extract.extract_lenient("<answer>A</answer> \\boxed{B}", "tag") == "A", (
-        "the format's own place first"
-    )
+    assert extract.extract_lenient("<answer>A</answer> \\boxed{B}", "tag") == "A", "the format's own place first"
 
 
 def test_unknown_format():
@@ -82,9 +80,7 @@ FRAGMENTS = st.lists(
 
 
 @settings(max_examples=400, deadline=None)
-@given(
-    FRAGMENTS, st.sampled_from(sorted(extract.ANSWER_FORMATS)), st.sampled_from(["42", "x", "-7", "", "3/4"])
-)
+@given(FRAGMENTS, st.sampled_from(sorted(extract.ANSWER_FORMATS)), st.sampled_from(["42", "x", "-7", "", "3/4"]))
 def test_lenient_is_at_least_as_generous_as_strict(text, answer_format, reference):
     for numeric in (False, True):
         if extract.extract_strict(text, answer_format) is not None:

@@ -158,10 +158,7 @@ def test_workers_get_no_accelerator_and_no_credentials(monkeypatch, find_misbeha
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pools.VerifierPool(pools.VerifierConfig(workers=1), [RUN]) as pool:
-        seen = [
-            verify(pool, f"environment:{name}").detail
-            for name in ("TPU_WORKER_ID", "XLA_FLAGS", "SOME_TOKEN")
-        ]
+        seen = [verify(pool, f"environment:{name}").detail for name in ("TPU_WORKER_ID", "XLA_FLAGS", "SOME_TOKEN")]
         assert seen == ["None"] * 3
         assert verify(pool, "environment:CUDA_VISIBLE_DEVICES").detail == "''"
 

@@ -35,9 +35,7 @@ def main():
 
         @jax.jit
         def step(completions, lengths, indices):
-            scores, statuses = callback.verify_in_jit(
-                record, completions, lengths, indices, mesh=mesh, axes="data"
-            )
+            scores, statuses = callback.verify_in_jit(record, completions, lengths, indices, mesh=mesh, axes="data")
             return scores, statuses, scores.mean()
 
         completions = np.full((ROWS, 3), ord("1"), np.int32)

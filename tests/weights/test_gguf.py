@@ -51,15 +51,11 @@ def test_reads_config_and_values(tiny):
             expected = (w[theirs + f"self_attn.{name}_proj.weight"] @ x).reshape(count, head)
             np.testing.assert_allclose(np.einsum("d,dnh->nh", x, kernel), expected, rtol=1e-4, atol=1e-4)
         out = np.einsum("nh,nhd->d", heads, ours["attention"]["out"])
-        np.testing.assert_allclose(
-            out, w[theirs + "self_attn.o_proj.weight"] @ heads.reshape(-1), rtol=1e-4, atol=1e-4
-        )
+        np.testing.assert_allclose(out, w[theirs + "self_attn.o_proj.weight"] @ heads.reshape(-1), rtol=1e-4, atol=1e-4)
         for name in ("gate", "up", "down"):
             np.testing.assert_array_equal(ours["mlp"][name], w[theirs + f"mlp.{name}_proj.weight"].T)
         np.testing.assert_array_equal(ours["attention_norm"]["scale"], w[theirs + "input_layernorm.weight"])
-        np.testing.assert_array_equal(
-            ours["mlp_norm"]["scale"], w[theirs + "post_attention_layernorm.weight"]
-        )
+        np.testing.assert_array_equal(ours["mlp_norm"]["scale"], w[theirs + "post_attention_layernorm.weight"])
     for path, value in leaves(read.params):
         assert value.dtype == np.float32 and value.flags.owndata and value.flags.c_contiguous, path
 

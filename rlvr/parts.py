@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from rlvr.checkpoint import find_params, load_params
 from rlvr.config import ExperimentConfig
 from rlvr.data.pipeline import TaskStream
 from rlvr.learner.learner import Learner
+from rlvr.learner.optimizer import OptimizerConfig
+from rlvr.learner.update import UpdateConfig
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.transformer import Params, Policy
 from rlvr.rollout.collect import Collector
@@ -32,6 +35,7 @@ class Parts(NamedTuple):
     """What a run works with.
 
     Attributes:
+        stream, eval_sets: tasks to learn from, and to evaluate on by name.
         tokenizer: of the policy.
         collector: samples and verifies.
         learner, warm_learner: the updates of the RL and of the warm start.
@@ -39,6 +43,8 @@ class Parts(NamedTuple):
         demonstration: (prompt ids, completion ids with the stop token, zeros) of a task, for a warm start.
     """
 
+    stream: TaskStream
+    eval_sets: Mapping[str, Sequence[Task]]
     tokenizer: Tokenizer
     collector: Collector
     learner: Learner
@@ -52,6 +58,8 @@ def make_parts(
     mesh: Mesh,
     pool: VerifierPool,
     tokenizer: Tokenizer,
+    stream: TaskStream,
+    eval_sets: Mapping[str, Sequence[Task]],
 ) -> Parts:
     """Builds everything a run works with; call within `jax.set_mesh(mesh)`.
 
@@ -62,30 +70,31 @@ def make_parts(
     policy = Policy(config.policy)
     engine = Engine(policy, config.engine, tokenizer.stop_ids, mesh)
 
-    def learner(objective: ObjectiveConfig, optimizer: str, steps: int) -> Learner:
+    def learner(objective: ObjectiveConfig, optimizer: OptimizerConfig, update: UpdateConfig, steps: int) -> Learner:
         return Learner(
             policy,
             objective,
-            config.warm_start.optimizer if optimizer == "warm_start" else config.optimizer,
-            config.update,
-            steps=steps,
+            optimizer,
+            update,
+            steps=steps * update.minibatches,
             max_length=config.engine.max_prompt_tokens + config.engine.max_new_tokens,
             max_columns=config.engine.max_new_tokens,
             temperature=config.rollout.temperature,
             mesh=mesh,
         )
 
+    warm = config.warm_start
     imitate = ObjectiveConfig(
-        surrogate="reinforce",
-        aggregation="token_mean",
-        balance_coef=config.warm_start.balance_coef,
-        z_coef=config.warm_start.z_coef,
+        surrogate="reinforce", aggregation="token_mean", balance_coef=warm.balance_coef, z_coef=warm.z_coef
     )
+    whole = dataclasses.replace(config.update, minibatches=1)
     return Parts(
+        stream=stream,
+        eval_sets=eval_sets,
         tokenizer=tokenizer,
         collector=Collector(engine, tokenizer, pool),
-        learner=learner(config.objective, "rl", config.steps * config.update.minibatches),
-        warm_learner=learner(imitate, "warm_start", config.warm_start.steps),
+        learner=learner(config.objective, config.optimizer, config.update, config.steps),
+        warm_learner=learner(imitate, warm.optimizer, whole, warm.steps),
         initial_params=lambda: initial_params(config, policy, mesh),
         demonstration=lambda task: encode_demonstration(tokenizer, task),
     )

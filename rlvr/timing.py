@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -16,3 +17,9 @@ def timed() -> Iterator[Callable[[], float]]:
         yield lambda: (time.monotonic() if end is None else end) - start
     finally:
         end = time.monotonic()
+
+
+def unaccounted(metrics: Mapping[str, Any], began: float) -> float:
+    """Returns the seconds since `began` (of `time.monotonic`) that no "time/..." metric tells of."""
+    told = sum(value for name, value in metrics.items() if name.startswith("time/"))
+    return max(time.monotonic() - began - told, 0.0)

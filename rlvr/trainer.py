@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from rlvr import checkpoint, evaluation, fingerprint, keys, report, workdir
-from rlvr.algo.advantages import ADVANTAGES
-from rlvr.algo.rewards import compute_rewards
 from rlvr.checkpoint import Checkpoints
 from rlvr.config import ExperimentConfig, config_hash, resolve
-from rlvr.data.pipeline import TaskStream, make_eval_sets, make_train_stream
+from rlvr.credit import assign_credit, make_rows
+from rlvr.data.pipeline import make_eval_sets, make_train_stream
 from rlvr.learner.batch import Row
 from rlvr.mesh import make_mesh
 from rlvr.metrics import mean_kl, rollout_metrics, sample_rows
 from rlvr.parts import Parts, check_tasks, make_parts, read_tokenizer
-from rlvr.rollout.collect import Collected
 from rlvr.rollout.engine import Interrupted
 from rlvr.signals import stop_signal
-from rlvr.timing import timed
-from rlvr.types import Task
+from rlvr.timing import timed, unaccounted
 from rlvr.verifiers.pool import VerifierPool
 from rlvr.writers import MetricsWriter
 
@@ -57,8 +54,8 @@ def train(config: ExperimentConfig, folder: Path) -> dict[str, Any] | None:
         tokenizer = read_tokenizer(config)
         verifiers = check_tasks(config, tokenizer, stream, eval_sets)
         with VerifierPool(config.verifiers, sorted(verifiers)) as pool:
-            parts = make_parts(config, mesh, pool, tokenizer)
-            return Run(config, folder, mesh, parts, stream, eval_sets, should_stop).finish()
+            parts = make_parts(config, mesh, pool, tokenizer, stream, eval_sets)
+            return Run(config, folder, mesh, parts, should_stop).finish()
 
 
 class Run:
@@ -68,21 +65,12 @@ class Run:
     """
 
     def __init__(
-        self,
-        config: ExperimentConfig,
-        folder: Path,
-        mesh: Mesh,
-        parts: Parts,
-        stream: TaskStream,
-        eval_sets: dict[str, Sequence[Task]],
-        should_stop: Callable[[], bool],
+        self, config: ExperimentConfig, folder: Path, mesh: Mesh, parts: Parts, should_stop: Callable[[], bool]
     ):
         self.config, self.folder, self.mesh, self.parts = config, folder, mesh, parts
-        self.stream, self.eval_sets, self.should_stop = stream, eval_sets, should_stop
-        self.warm_steps = config.warm_start.steps
-        self.total = self.warm_steps + config.steps
+        self.should_stop = should_stop
+        self.warm_steps, self.total = config.warm_start.steps, config.warm_start.steps + config.steps
         self.began = time.monotonic()
-        self.start_params: Any = None  # of the RL: the reference of every KL
         self.save_s = 0.0  # seconds of the save after the previous step, told by the next step's metrics
 
     def finish(self) -> dict[str, Any] | None:
@@ -100,13 +88,10 @@ class Run:
                 except Interrupted:
                     self._save()
                     self.checkpoints.wait()
-                    log.warning(
-                        "stopped by a signal: saved at step %d of %d; the same command resumes",
-                        self.step,
-                        self.total,
-                    )
+                    where = f"{self.step} of {self.total}"
+                    log.warning("stopped by a signal: saved at step %s; the same command resumes", where)
                     return None
-        result = self._result()
+            result = self._result()
         if lead:
             workdir.write_json(self.folder / "result.json", result)
             report.write_report(self.folder)
@@ -129,9 +114,7 @@ class Run:
             accuracy = self._evaluate_if_due(metrics)
             del self.record["unfinished"]
             metrics["time/checkpoint"] = self.save_s
-            spent = sum(value for name, value in metrics.items() if name.startswith("time/"))
-            metrics["time/other"] = max(time.monotonic() - began - spent, 0.0)
-            metrics["wall_s"] = self.wall_s()
+            metrics |= {"time/other": unaccounted(metrics, began), "wall_s": self.wall_s()}
             if self.writer:
                 self.writer.write(self.step - 1, metrics)
             self._save_if_due(accuracy)  # after the line: a kill between the two must not lose it
@@ -141,7 +124,7 @@ class Run:
     def _warm_step(self) -> dict[str, Any]:
         """One supervised step on demonstrations: the same update, with advantages of one."""
         rows_a_step = self.config.warm_start.rows
-        tasks = self.stream.batch(self.step * rows_a_step, rows_a_step)
+        tasks = self.parts.stream.batch(self.step * rows_a_step, rows_a_step)
         rows = [Row(*self.parts.demonstration(task), 1.0, i) for i, task in enumerate(tasks)]
         with timed() as took:
             self.state, learned = self.parts.warm_learner.update(self.state, rows)
@@ -162,7 +145,9 @@ class Run:
         """One step of the loop: sample, judge, compare within groups, update."""
         c, rollout = self.config, self.config.rollout
         rl_step = self.step - self.warm_steps
-        tasks = self.stream.batch(self.warm_steps * c.warm_start.rows + rl_step * rollout.prompts, rollout.prompts)
+        tasks = self.parts.stream.batch(
+            self.warm_steps * c.warm_start.rows + rl_step * rollout.prompts, rollout.prompts
+        )
         collected = self.parts.collector.collect(
             self.state.params,
             tasks,
@@ -171,31 +156,23 @@ class Run:
             temperature=rollout.temperature,
             should_stop=self.should_stop,
         )
-        rewards, valid = compute_rewards([e.verdict for e in collected.episodes], c.reward)
+        episodes = collected.episodes
+        rows = make_rows(episodes, rollout.group_size)
         measure_kl = c.objective.needs_reference() or rl_step % c.evaluation.interval == 0
-        rows = self._rows(collected, np.zeros(len(rewards)))
         with timed() as took_update:
-            reference = self.parts.learner.score(self._start(), rows) if measure_kl else None
-            if c.objective.kl == "k1_in_reward":
-                drift = [np.sum(row.old_logprobs - ref) for row, ref in zip(rows, reference or [], strict=True)]
-                rewards = rewards - c.objective.kl_coef * np.array(drift, np.float64)
-            shape = (rollout.prompts, rollout.group_size)
-            advantages = ADVANTAGES[c.objective.advantage](
-                rewards.reshape(shape),
-                valid.reshape(shape),
-                std_ddof=c.objective.std_ddof,
-                epsilon=c.objective.epsilon,
-            ).reshape(-1)
-            learned = self._update(self._rows(collected, advantages), reference)
+            reference = self.parts.learner.score(self._start, rows) if measure_kl else None
+            credit = assign_credit(c, episodes, rows, reference)
+            rows = [row._replace(advantage=float(a)) for row, a in zip(rows, credit.advantages, strict=True)]
+            self.state, learned = self.parts.learner.update(self.state, rows, reference)
         self.record["rollout_sha256"] = fingerprint.chain_completions(
-            self.record["rollout_sha256"], [e.completion for e in collected.episodes]
+            self.record["rollout_sha256"], [e.completion for e in episodes]
         )
         if self.writer and rl_step % c.sample_interval == 0:
-            self.writer.write_samples(self.step, sample_rows(collected.episodes, advantages))
+            self.writer.write_samples(self.step, sample_rows(episodes, credit.advantages))
         kl = {} if reference is None else {"kl/start": mean_kl(rows, reference)}
         return {
             "phase": "rl",
-            **rollout_metrics(collected, rewards, valid, rollout.group_size),
+            **rollout_metrics(collected, credit.rewards, credit.valid, rollout.group_size),
             **learned,
             **kl,
             "optimizer/lr": self.parts.learner.learning_rate(rl_step * c.update.minibatches),
@@ -204,39 +181,16 @@ class Run:
             "time/update": took_update(),
         }
 
-    def _rows(self, collected: Collected, advantages: np.ndarray) -> list[Row]:
-        size = self.config.rollout.group_size
-        return [
-            Row(e.completion.request.prompt, e.completion.tokens, e.completion.logprobs, float(a), i // size)
-            for i, (e, a) in enumerate(zip(collected.episodes, advantages, strict=True))
-        ]
-
-    def _update(self, rows: list[Row], reference: list[np.ndarray] | None) -> dict[str, float]:
-        """Takes the rollout's optimizer steps; metrics are their means (maxima for names ending in "max")."""
-        parts = self.config.update.minibatches
-        size = len(rows) // parts
-        seen: list[dict[str, float]] = []
-        for i in range(parts):
-            chosen = slice(i * size, (i + 1) * size)
-            own = None if reference is None else reference[chosen]
-            self.state, metrics = self.parts.learner.update(self.state, rows[chosen], own)
-            seen.append(metrics)
-        reduce: dict[str, Callable[..., Any]] = {"max": np.max, "skipped": np.sum}
-        return {
-            name: float(next((f for end, f in reduce.items() if name.endswith(end)), np.mean)([m[name] for m in seen]))
-            for name in seen[0]
-        }
-
+    @functools.cached_property
     def _start(self) -> Any:
-        if self.start_params is None:
-            self.start_params = checkpoint.load_params(self.folder / "start", self.config.policy, self.mesh)
-        return self.start_params
+        """Parameters at the start of the RL: the reference of every KL."""
+        return checkpoint.load_params(self.folder / "start", self.config.policy, self.mesh)
 
     def _evaluate(self) -> dict[str, Any]:
         return evaluation.evaluate(
             self.parts.collector,
             self.state.params,
-            self.eval_sets,
+            self.parts.eval_sets,
             seed=self.config.seed,
             temperature=self.config.evaluation.temperature,
             should_stop=self.should_stop,
@@ -245,7 +199,7 @@ class Run:
     def _evaluate_if_due(self, metrics: dict[str, Any]) -> float | None:
         rl_steps = self.step - self.warm_steps
         due = rl_steps > 0 and (rl_steps % self.config.evaluation.interval == 0 or self.step == self.total)
-        if not due or not self.eval_sets:
+        if not due or not self.parts.eval_sets:
             return None
         with timed() as took:
             self.record["eval"] = self._evaluate()

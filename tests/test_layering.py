@@ -18,7 +18,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("weights", "rollout", "learner"),
     ("checkpoint", "evaluation"),
     ("config", "metrics"),
-    ("parts", "workdir"),
+    ("parts", "credit", "workdir"),
     ("trainer",),
     ("launch", "configs"),
 )

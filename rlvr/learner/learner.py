@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,17 +90,38 @@ class Learner:
     def update(
         self, state: TrainState, rows: Sequence[Row], reference: Sequence[np.ndarray] | None = None
     ) -> tuple[TrainState, dict[str, float]]:
-        """Takes one optimizer step on rows; the state given is consumed.
+        """Takes the optimizer steps of a rollout, one for each of its minibatches; the state given is consumed.
 
         Rows whose advantage is exactly zero are left out of the work where they have no gradient; the
-        denominators stay those of all rows.
+        denominators stay those of all rows of the minibatch.
 
         Args:
-            reference: log-probs of each row's completion under the start policy, if the objective has a KL term.
+            rows: prompt by prompt, so that minibatches are made of whole groups.
+            reference: log-probs of each row's completion under the start policy, if they are known.
+
+        Returns:
+            (the new state, metrics: means over the minibatches, but maxima for names ending in "max" and the sum
+            of the skipped updates).
 
         Raises:
             FloatingPointError: too many updates in a row were skipped for non-finite gradients.
         """
+        size = len(rows) // self._config.minibatches
+        seen: list[dict[str, float]] = []
+        for start in range(0, len(rows), size):
+            chosen = slice(start, start + size)
+            own = None if reference is None else reference[chosen]
+            state, metrics = self._step(state, rows[chosen], own)
+            seen.append(metrics)
+        reduce: dict[str, Callable[..., Any]] = {"max": np.max, "skipped": np.sum}
+        return state, {
+            name: float(next((f for end, f in reduce.items() if name.endswith(end)), np.mean)([m[name] for m in seen]))
+            for name in seen[0]
+        }
+
+    def _step(
+        self, state: TrainState, rows: Sequence[Row], reference: Sequence[np.ndarray] | None
+    ) -> tuple[TrainState, dict[str, float]]:
         live = len(rows)
         if not self._objective.needs_all_rows():
             order = sorted(range(len(rows)), key=lambda i: rows[i].advantage == 0.0)

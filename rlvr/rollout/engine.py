@@ -117,7 +117,8 @@ class Engine:
             raise ValueError("two requests have the same index: completions are matched by it")
         for request in requests:
             check_prompt(request.prompt, self.config.max_prompt_tokens, f"request {request.index}")
-        waiting = deque(requests)
+        # Prompts of one bucket together, so that a prefill is not half empty; the order cannot change a sample.
+        waiting = deque(sorted(requests, key=self._bucket))
         running: dict[int, Request] = {}
         done: dict[int, Completion] = {}
         slots = self._make_slots()

@@ -153,6 +153,10 @@ class Checkpoints:
             raise errors.WeightsError(f"none of the checkpoints {steps} in {self._folder} can be read: {last}")
         return None
 
+    def latest(self) -> int:
+        """Returns the step of the newest checkpoint that is saved, 0 (the beginning) if there is none."""
+        return self._manager.latest_step() or 0
+
     def close(self) -> None:
         """Waits for the save under way and releases the manager."""
         self.wait()

@@ -88,8 +88,8 @@ class Run:
                 except Interrupted:
                     self._save()
                     self.checkpoints.wait()
-                    where = f"{self.step} of {self.total}"
-                    log.warning("stopped by a signal: saved at step %s; the same command resumes", where)
+                    saved = f"saved at step {self.checkpoints.latest()} of {self.total}"
+                    log.warning("stopped by a signal: %s; the same command resumes", saved)
                     return None
             result = self._result()
         if lead:
@@ -242,6 +242,7 @@ class Run:
         return self.record["wall_s"] + time.monotonic() - self.began
 
     def _result(self) -> dict[str, Any]:
+        self.checkpoints.wait()  # the last save counts too
         return {
             "config_hash": config_hash(self.config),
             "steps": self.total,

@@ -71,7 +71,7 @@ def test_batching_changes_no_bit_of_a_sample(run: Any, kind: str) -> None:
     assert_same(base, run(kind, REQUESTS[::-1]))
     assert_same(base, run(kind, [REQUESTS[i] for i in order]))
     assert_same(base, run(kind, [REQUESTS[9]]))
-    strangers = [Request(i, 7 + i, 0, (i, i + 1, i + 2)) for i in range(9)]
+    strangers = [Request(100 + i, 7 + i, 0, (i, i + 1, i + 2)) for i in range(9)]
     assert_same(base, run(kind, [*strangers, REQUESTS[4], REQUESTS[2]]))
 
 

@@ -20,7 +20,7 @@ def get_config() -> ExperimentConfig:
     """Returns the config."""
     return ExperimentConfig(
         name="quickstart",
-        steps=160,
+        steps=240,
         policy=PolicyConfig(
             dim=128,
             layers=3,

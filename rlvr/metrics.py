@@ -37,8 +37,8 @@ def rollout_metrics(collected: Collected, rewards: np.ndarray, valid: np.ndarray
         "rollout/truncated": np.mean([e.completion.stop_reason == "length" for e in episodes]),
         "groups/all_correct": np.mean(flat & (grouped[:, 0] >= 1.0)),
         "groups/all_wrong": np.mean(flat & (grouped[:, 0] < 1.0)),
-        "verdict/masked": np.sum(~valid),
-        "verdict/seconds_max": np.max([e.verdict.seconds for e in episodes]),
+        "verify/masked": np.sum(~valid),
+        "verify/seconds_max": np.max([e.verdict.seconds for e in episodes]),
         **{f"verdict/{status}": statuses.count(status) for status in STATUSES},
     }
     return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}

@@ -12,7 +12,6 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from rlvr import errors
 from rlvr.checkpoint import LoadedPolicy, load_policy
 from rlvr.mesh import MeshConfig, make_mesh
 
@@ -27,30 +26,6 @@ def loaded() -> Iterator[tuple[LoadedPolicy, Mesh]]:
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         yield load_policy(Path(CHECKPOINT.value), mesh), mesh
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads a JSON Lines file.
-
-    Raises:
-        DataError: the file is missing or empty, or a line is no JSON object; the line is named.
-    """
-    if not path.is_file():
-        raise errors.DataError(f"there is no file {path}")
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise errors.DataError(f"{path}:{number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise errors.DataError(f"{path}:{number} is {type(row).__name__}; accepted: an object")
-        rows.append(row)
-    if not rows:
-        raise errors.DataError(f"{path} has no rows")
-    return rows
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from absl import flags
 
 from launch import checkpoints, cli
 from rlvr import errors, keys, partition
+from rlvr.data.rows import read_rows
 from rlvr.rollout.engine import Engine, EngineConfig
 from rlvr.text.chat import encode_prompt
 from rlvr.text.tokenizer import Tokenizer
@@ -43,7 +44,7 @@ def encode_row(tokenizer: Tokenizer, row: dict[str, Any], number: int) -> tuple[
 def main(argv: Sequence[str]) -> None:
     """Samples every row."""
     del argv
-    rows = checkpoints.read_rows(Path(_PROMPTS.value))
+    rows = [row for _, row in read_rows(Path(_PROMPTS.value))]
     with checkpoints.loaded() as (loaded, mesh):
         prompts = [encode_row(loaded.tokenizer, row, i) for i, row in enumerate(rows, 1)]
         shards = partition.batch_shards(mesh)

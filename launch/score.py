@@ -18,6 +18,7 @@ from absl import flags
 from launch import checkpoints, cli
 from rlvr import errors, partition
 from rlvr.checkpoint import LoadedPolicy
+from rlvr.data.rows import read_rows
 from rlvr.learner.logprobs import row_logprobs
 
 _INPUT = flags.DEFINE_string("input", None, "JSON Lines of token ids.", required=True)
@@ -65,7 +66,7 @@ def score_rows(loaded: LoadedPolicy, rows: list[list[int]], together: int) -> li
 def main(argv: Sequence[str]) -> None:
     """Scores every row."""
     del argv
-    rows = checkpoints.read_rows(Path(_INPUT.value))
+    rows = [row for _, row in read_rows(Path(_INPUT.value))]
     with checkpoints.loaded() as (loaded, mesh):
         shards = partition.batch_shards(mesh)
         tokens = read_tokens(rows, loaded.policy.config.vocab_size)

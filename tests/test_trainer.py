@@ -148,8 +148,8 @@ def test_verifiers_that_fail_do_not_end_the_run(tmp_path):
     result = train(config, tmp_path / "run")
     assert result["eval"] == {}
     for row in tiny.read_metrics(tmp_path / "run"):
-        counted = {name: row[f"verdict/{name}"] for name in ("error", "timeout", "masked")}
-        assert counted == {"error": 4, "timeout": 2, "masked": 4}
+        counted = {name: row[name] for name in ("verdict/error", "verdict/timeout", "verify/masked")}
+        assert counted == {"verdict/error": 4, "verdict/timeout": 2, "verify/masked": 4}
         assert row["verdict/correct"] + row["verdict/wrong"] == 2
         assert 0 <= row["reward/mean"] <= 0.5  # of the 4 that are not masked, the 2 timeouts count as zero
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]

@@ -80,8 +80,3 @@ def make_eval_sets(config: DataConfig) -> dict[str, Sequence[types.Task]]:
         for i, task_set in enumerate(config.tasks)
         if task_set.eval_size > 0
     }
-
-
-def iter_train_tasks(config: DataConfig) -> Iterator[types.Task]:
-    """Yields every training task once; what `make_train_stream(config).iter_distinct()` yields."""
-    yield from make_train_stream(config).iter_distinct()

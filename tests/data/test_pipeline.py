@@ -93,7 +93,7 @@ def test_evaluation_sets_are_fixed_and_apart_from_training():
     again = pipeline.make_eval_sets(make_config(seed=5, sizes=(900, 300)))
     assert list(made) == ["sums", "products"]
     assert {k: list(v) for k, v in made.items()} == {k: list(v) for k, v in again.items()}
-    trained = {task.prompt for task in pipeline.iter_train_tasks(make_config(sizes=(0, 0)))}
+    trained = {task.prompt for task in pipeline.make_train_stream(make_config(sizes=(0, 0))).iter_distinct()}
     assert len(trained) > 15_000
     assert not trained & {task.prompt for tasks in made.values() for task in tasks}
 
@@ -102,7 +102,7 @@ def test_a_set_of_no_weight_is_only_evaluated():
     only = make_config(weights=(1.0, 0.0))
     assert {task.task for task in pipeline.make_train_stream(only).batch(0, 50)} == {"sums"}
     assert list(pipeline.make_eval_sets(only)) == ["sums", "products"]
-    assert len(list(pipeline.iter_train_tasks(only))) == 40
+    assert len(list(pipeline.make_train_stream(only).iter_distinct())) == 40
     with pytest.raises(errors.ConfigError, match="every weight is 0"):
         pipeline.make_train_stream(make_config(weights=(0.0, 0.0)))
 

@@ -25,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from rlvr import errors, partition
 from rlvr.learner.state import TrainState
-from rlvr.policy.config import PolicyConfig
+from rlvr.policy.config import PolicyConfig, RopeConfig
 from rlvr.policy.transformer import Params, Policy
 from rlvr.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -319,9 +319,9 @@ def read_policy_config(folder: Path) -> PolicyConfig:
         raise errors.WeightsError(f"{path} is not JSON: {error}") from error
     try:
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-        config = PolicyConfig(**fields)
+        config = PolicyConfig(**{**fields, "rope": RopeConfig(**fields["rope"])})
         config.validate()
-    except (TypeError, AttributeError, errors.ConfigError) as error:
+    except (TypeError, AttributeError, KeyError, errors.ConfigError) as error:
         raise errors.WeightsError(f"{path}: {error}") from error
     return config
 

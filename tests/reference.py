@@ -19,7 +19,7 @@ def llama_from_params(transformers: Any, torch: Any, config: PolicyConfig, param
             num_key_value_heads=config.kv_heads,
             head_dim=config.head_size,
             rms_norm_eps=config.norm_epsilon,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
             tie_word_embeddings=config.tied_head,
             attn_implementation="eager",
         )

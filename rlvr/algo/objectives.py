@@ -28,8 +28,9 @@ class ObjectiveConfig:
         kl: "none", "k2" or "k3" in the loss (same aggregation as the policy term), or "k1_in_reward".
         kl_coef: its coefficient.
         entropy_coef: coefficient of the entropy bonus, a global token mean whatever the aggregation.
-        balance_coef, z_coef: of the router losses (Switch convention: 1 at perfect balance), token-weighted means
-            over micro-batches.
+        balance: convention of the load-balance loss, "switch" (1 at perfect balance) or "hf" (k); a key of
+            `rlvr.policy.router.BALANCE_LOSSES`.
+        balance_coef, z_coef: of the router losses, token-weighted means over micro-batches.
     """
 
     surrogate: str = "clip"
@@ -42,6 +43,7 @@ class ObjectiveConfig:
     kl: str = "none"
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
+    balance: str = "switch"
     balance_coef: float = 0.0
     z_coef: float = 0.0
 
@@ -51,6 +53,7 @@ class ObjectiveConfig:
         errors.check_choice("objective.advantage", self.advantage, ADVANTAGES)
         errors.check_choice("objective.aggregation", self.aggregation, AGGREGATIONS)
         errors.check_choice("objective.kl", self.kl, ("none", "k1_in_reward", *LOSS_ESTIMATORS))
+        errors.check_choice("objective.balance", self.balance, ("switch", "hf"))
         errors.check_between("objective.std_ddof", self.std_ddof, 0, 1)
         errors.check_between("objective.clip_low", self.clip_low, 0.0, 1.0)
         for name in ("epsilon", "clip_high", "kl_coef", "entropy_coef", "balance_coef", "z_coef"):

@@ -17,7 +17,7 @@ from rlvr.learner.batch import TrainBatch
 from rlvr.learner.logprobs import row_logprobs
 from rlvr.learner.state import TrainState
 from rlvr.masked import masked, masked_max, masked_sum
-from rlvr.policy.moe import balance_loss, z_loss
+from rlvr.policy.router import BALANCE_LOSSES, z_loss
 from rlvr.policy.transformer import Params, Policy
 
 Metrics = dict[str, jax.Array]
@@ -93,7 +93,8 @@ def make_update_step(
         if output.router is not None:
             stats = output.router
             share = stats.tokens[0] / rows
-            balance, z = balance_loss(stats, policy.config.experts_per_token), z_loss(stats)
+            balance = BALANCE_LOSSES[objective.balance](stats, policy.config.experts_per_token)
+            z = z_loss(stats)
             loss += share * (objective.balance_coef * balance + objective.z_coef * z)
             fair = stats.tokens[:, None] * policy.config.experts_per_token / policy.config.experts
             sums |= {

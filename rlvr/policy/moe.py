@@ -1,6 +1,6 @@
-"""The mixture-of-experts layer: a float32 router, and dropless dispatch to experts split over the mesh.
+"""The mixture-of-experts layer: dropless dispatch to experts split over the mesh.
 
-Dispatch has one interface, `experts(x, choices, gates, weights, first)`, and three forms (`BACKENDS`): sorted
+Dispatch has one interface, `experts(x, choices, gates, weights, first, config)`, and three forms (`BACKENDS`): sorted
 blocks, sorted `jax.lax.ragged_dot`, and the dense product over all experts that the tests use as an oracle. None
 drops a token, and none holds anything of shape [tokens, experts, D].
 """
@@ -17,161 +17,160 @@ from jax.sharding import PartitionSpec
 
 from rlvr import partition
 from rlvr.policy.config import PolicyConfig
-from rlvr.policy.parameters import fan_in, param
+from rlvr.policy.mlp import gated
+from rlvr.policy.parameters import BIAS, adapter, fan_in, param, zeros
+from rlvr.policy.router import RouterStats, choose_experts, compute_gates, router_stats, score_experts
 
 
-class ExpertWeights(NamedTuple):
-    """Weights of (a shard of) the experts: gate and up [E, D, F], down [E, F, D]."""
-
-    gate: jax.Array
-    up: jax.Array
-    down: jax.Array
-
-
-class RouterStats(NamedTuple):
-    """Sums over the valid tokens of one layer, so that they add up over micro-batches.
+class Projection(NamedTuple):
+    """One of the three matrices of (a shard of) the experts.
 
     Attributes:
-        tokens: number of valid tokens.
-        load: [E] tokens that chose each expert (sums to k * tokens).
-        probability: [E] summed router probabilities.
-        square_lse: summed logsumexp(router logits)**2, for the z-loss.
-        entropy: summed entropy of the router's distribution, nats.
+        weight: [E, in, out].
+        bias: [E, out], or None.
+        lora_a, lora_b: [E, in, r] and [E, r, out], whose product is added to the weight, or None.
     """
 
-    tokens: jax.Array
-    load: jax.Array
-    probability: jax.Array
-    square_lse: jax.Array
-    entropy: jax.Array
+    weight: jax.Array
+    bias: jax.Array | None = None
+    lora_a: jax.Array | None = None
+    lora_b: jax.Array | None = None
+
+
+class Experts(NamedTuple):
+    """The weights of (a shard of) the experts: gate and up from D to F, down from F to D."""
+
+    gate: Projection
+    up: Projection
+    down: Projection
 
 
 class Moe(nn.Module):
-    """Top-k mixture of SwiGLU experts."""
+    """Top-k mixture of gated linear units."""
 
     config: PolicyConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, valid: jax.Array) -> tuple[jax.Array, RouterStats]:
-        """Maps x [B, T, D] to [B, T, D]; only `valid` tokens [B, T] enter the statistics."""
+    def __call__(
+        self, x: jax.Array, valid: jax.Array, replay: jax.Array | None
+    ) -> tuple[jax.Array, RouterStats, jax.Array]:
+        """Mixes x [B, T, D].
+
+        Args:
+            valid: [B, T] which tokens enter the statistics.
+            replay: [B, T, k] experts to use instead of the router's choice where they are not negative, or None.
+
+        Returns:
+            ([B, T, D], statistics, the router's own choices [B, T, k]).
+        """
         c = self.config
-        shape = (c.experts, c.dim, c.expert_hidden)
-        axes = ("experts", "embed", "expert_hidden")
         router = param(self, "router", ("embed", None), (c.dim, c.experts), fan_in(0))
-        weights = ExpertWeights(
-            gate=param(self, "gate", axes, shape, fan_in(1)),
-            up=param(self, "up", axes, shape, fan_in(1)),
-            down=param(
-                self,
-                "down",
-                ("experts", "expert_hidden", "embed"),
-                (c.experts, c.expert_hidden, c.dim),
-                fan_in(1),
-            ),
-        )
-        weights = jax.tree.map(lambda w: w.astype(x.dtype), weights)
         # The router stays in float32: a choice that flips between sampling and training is the known way for RL of
         # mixtures to collapse.
         logits = jnp.einsum("BTD,DE->BTE", x.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST)
-        choices, gates = route(logits, c.experts_per_token, c.renormalize_gates)
-        out = dispatch(x, choices, gates, weights, backend(c.moe_backend))
-        return partition.constrain(out, "batch", None, None), router_stats(logits, choices, valid)
+        if c.router_bias:
+            logits += param(self, "router_bias", (None,), (c.experts,), zeros)[None, None, :]
+        bias = param(self, "selection_bias", (None,), (c.experts,), zeros) if c.selection_bias else None
+        scores = score_experts(logits, c)
+        choices = choose_experts(scores, bias, c)
+        used = choices if replay is None else jnp.where(replay >= 0, replay, choices)
+        weights = Experts(
+            gate=self._projection("gate", c.dim, c.expert_hidden),
+            up=self._projection("up", c.dim, c.expert_hidden),
+            down=self._projection("down", c.expert_hidden, c.dim),
+        )
+        weights = jax.tree.map(lambda w: w.astype(x.dtype), weights)
+        out = dispatch(x, used, compute_gates(scores, used, c), weights, c)
+        return partition.constrain(out, "batch", None, None), router_stats(logits, scores, used, valid), choices
+
+    def _projection(self, name: str, inputs: int, outputs: int) -> Projection:
+        axes = ("embed", "expert_hidden") if name != "down" else ("expert_hidden", "embed")
+        shape = (self.config.experts, inputs, outputs)
+        weight = param(self, name, ("experts", *axes), shape, fan_in(1))
+        bias = None
+        if self.config.expert_bias:
+            bias = param(self, name + BIAS, ("experts", axes[1]), (shape[0], outputs), zeros)
+        return Projection(weight, bias, *(adapter(self, name) or (None, None)))
 
 
-def route(logits: jax.Array, k: int, renormalize: bool) -> tuple[jax.Array, jax.Array]:
-    """Softmax over all experts, then the k most probable.
-
-    Args:
-        logits: [..., E] float32.
-        k: experts a token.
-        renormalize: whether the k gates are divided by their sum.
-
-    Returns:
-        (choices [..., k] int32, gates [..., k] float32), most probable first.
-    """
-    gates, choices = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), k)
-    if renormalize:
-        gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
-    return choices, gates
-
-
-def router_stats(logits: jax.Array, choices: jax.Array, valid: jax.Array) -> RouterStats:
-    """Sums the router's statistics over valid tokens: logits [B, T, E], choices [B, T, k], valid [B, T]."""
-    log_probabilities = jax.nn.log_softmax(logits, axis=-1)
-    probabilities = jnp.exp(log_probabilities)
-    weight = valid.astype(jnp.float32)
-    chosen = jnp.sum(jax.nn.one_hot(choices, logits.shape[-1], dtype=jnp.float32), axis=-2)
-    lse = jax.scipy.special.logsumexp(logits, axis=-1)
-    entropy = -jnp.sum(probabilities * log_probabilities, axis=-1)
-    return RouterStats(
-        tokens=jnp.sum(weight),
-        load=jnp.einsum("BTE,BT->E", chosen, weight),
-        probability=jnp.einsum("BTE,BT->E", probabilities, weight),
-        square_lse=jnp.sum(weight * lse**2),
-        entropy=jnp.sum(weight * entropy),
-    )
-
-
-def balance_loss(stats: RouterStats, k: int) -> jax.Array:
-    """Switch load-balance loss (Fedus et al., 2101.03961), E * sum_e f_e P_e with f_e the share of the assignments:
-    1 at perfect balance. Averaged over the layers; fields of `stats` are stacked [layers, ...]."""
-    tokens = jnp.maximum(stats.tokens, 1.0)[:, None]
-    share = jax.lax.stop_gradient(stats.load) / (k * tokens)
-    probability = stats.probability / tokens
-    return jnp.mean(share.shape[-1] * jnp.sum(share * probability, axis=-1))
-
-
-def z_loss(stats: RouterStats) -> jax.Array:
-    """Router z-loss (Zoph et al., 2202.08906): mean over tokens and layers of logsumexp(logits)**2."""
-    return jnp.mean(stats.square_lse / jnp.maximum(stats.tokens, 1.0))
-
-
-def dispatch(
-    x: jax.Array,
-    choices: jax.Array,
-    gates: jax.Array,
-    weights: ExpertWeights,
-    experts: Callable[..., jax.Array],
-) -> jax.Array:
+def dispatch(x: jax.Array, choices: jax.Array, gates: jax.Array, weights: Experts, config: PolicyConfig) -> jax.Array:
     """Sends tokens x [B, T, D] to their experts: returns the gated sum [B, T, D].
 
     On a mesh this is fully manual: each shard of the `expert` axis gathers the tokens of its peers, applies the
     experts it holds, and the partial sums are scattered back.
     """
-    _, length, dim = x.shape
+    experts = backend(config.moe_backend)
+    length = x.shape[1]
 
-    def flat(x: jax.Array, choices: jax.Array, gates: jax.Array, weights: ExpertWeights, first: jax.Array) -> jax.Array:
+    def flat(x: jax.Array, choices: jax.Array, gates: jax.Array, weights: Experts, first: jax.Array) -> jax.Array:
         tokens = x.shape[0] * length
-        out = experts(x.reshape(tokens, dim), choices.reshape(tokens, -1), gates.reshape(tokens, -1), weights, first)
-        return out.reshape(x.shape)
+        flattened = (a.reshape(tokens, -1) for a in (x, choices, gates))
+        return experts(*flattened, weights, first, config).reshape(x.shape)
 
     if partition.current_mesh() is None:
         return flat(x, choices, gates, weights, jnp.int32(0))
 
-    def shard(x: jax.Array, choices: jax.Array, gates: jax.Array, weights: ExpertWeights) -> jax.Array:
+    def shard(x: jax.Array, choices: jax.Array, gates: jax.Array, weights: Experts) -> jax.Array:
         x, choices, gates = (jax.lax.all_gather(a, "expert", axis=0, tiled=True) for a in (x, choices, gates))
-        first = jax.lax.axis_index("expert") * weights.gate.shape[0]
+        first = jax.lax.axis_index("expert") * weights.gate.weight.shape[0]
+        if weights.down.bias is not None:  # the shards of F are summed at the end: only one may add it
+            bias = jnp.where(jax.lax.axis_index("tensor") == 0, weights.down.bias, 0)
+            weights = weights._replace(down=weights.down._replace(bias=bias))
         out = flat(x, choices, gates, weights, first)
         out = jax.lax.psum_scatter(out, "expert", scatter_dimension=0, tiled=True)
         return jax.lax.psum(out, "tensor")
 
     rows = partition.spec(("batch", None, None))
-    columns = PartitionSpec("expert", None, "tensor")
-    weight_specs: Any = {"gate": columns, "up": columns, "down": PartitionSpec("expert", "tensor", None)}
     return jax.shard_map(
-        shard,
-        in_specs=(rows, rows, rows, ExpertWeights(**weight_specs)),
-        out_specs=rows,
-    )(x, choices, gates, weights)
+        shard, in_specs=(rows, rows, rows, _specs(weights)), out_specs=rows
+    )(x, choices, gates, weights)  # fmt: skip
 
 
-def swiglu(x: jax.Array, product: Callable[[jax.Array, jax.Array], jax.Array], weights: ExpertWeights) -> jax.Array:
-    """SwiGLU in terms of the backend's grouped product."""
-    return product(jax.nn.silu(product(x, weights.gate)) * product(x, weights.up), weights.down)
+def _specs(weights: Experts) -> Experts:
+    """How the weights are split over the mesh: experts over `expert`, F over `tensor`, D and r not at all."""
+
+    def projection(p: Projection, inputs: str | None, outputs: str | None) -> Projection:
+        spec: Any = PartitionSpec
+        return Projection(
+            weight=spec("expert", inputs, outputs),
+            bias=None if p.bias is None else spec("expert", outputs),
+            lora_a=None if p.lora_a is None else spec("expert", inputs, None),
+            lora_b=None if p.lora_b is None else spec("expert", None, outputs),
+        )
+
+    return Experts(
+        projection(weights.gate, None, "tensor"),
+        projection(weights.up, None, "tensor"),
+        projection(weights.down, "tensor", None),
+    )
+
+
+def feed_forward(
+    x: jax.Array,
+    weights: Experts,
+    config: PolicyConfig,
+    product: Callable[[jax.Array, jax.Array], jax.Array],
+    spread: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """The experts' units in terms of a backend.
+
+    Args:
+        x: the rows as the backend arranges them.
+        product: multiplies rows with [E, in, out], each by its expert's matrix.
+        spread: brings [E, out] to the rows, each its expert's vector.
+    """
+
+    def project(x: jax.Array, p: Projection) -> jax.Array:
+        out = product(x, p.weight)
+        if p.lora_a is not None and p.lora_b is not None:
+            out += product(product(x, p.lora_a), p.lora_b)
+        return out if p.bias is None else out + spread(p.bias)
+
+    return project(gated(config, project(x, weights.gate), project(x, weights.up)), weights.down)
 
 
 def dense_experts(
-    x: jax.Array, choices: jax.Array, gates: jax.Array, weights: ExpertWeights, first: jax.Array
+    x: jax.Array, choices: jax.Array, gates: jax.Array, weights: Experts, first: jax.Array, config: PolicyConfig
 ) -> jax.Array:
     """Every local expert on every token, weighted by its gate or zero. The oracle: E/k times the work.
 
@@ -182,10 +181,14 @@ def dense_experts(
     Returns:
         [N, D]: sum over a token's local experts of gate * expert(x).
     """
-    local = first + jnp.arange(weights.gate.shape[0])[None, None, :]
+    count = weights.gate.weight.shape[0]
+    local = first + jnp.arange(count)[None, None, :]
     weight = jnp.sum(jnp.where(choices[:, :, None] == local, gates[:, :, None], 0.0), axis=1)  # [N, E]
-    hidden = jax.nn.silu(jnp.einsum("ND,EDF->ENF", x, weights.gate)) * jnp.einsum("ND,EDF->ENF", x, weights.up)
-    return jnp.einsum("ENF,EFD,NE->ND", hidden, weights.down, weight.astype(x.dtype))
+    rows = jnp.broadcast_to(x[None], (count, *x.shape))
+    out = feed_forward(
+        rows, weights, config, lambda a, w: jnp.einsum("eni,eio->eno", a, w), lambda bias: bias[:, None, :]
+    )
+    return jnp.einsum("END,NE->ND", out, weight.astype(x.dtype))
 
 
 def sort_by_expert(choices: jax.Array, experts: int, first: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -213,19 +216,26 @@ def combine(rows: jax.Array, places: jax.Array, gates: jax.Array) -> jax.Array:
 
 
 def ragged_experts(
-    x: jax.Array, choices: jax.Array, gates: jax.Array, weights: ExpertWeights, first: jax.Array
+    x: jax.Array, choices: jax.Array, gates: jax.Array, weights: Experts, first: jax.Array, config: PolicyConfig
 ) -> jax.Array:
     """Sorted grouped product by `jax.lax.ragged_dot`: for TPU and GPU. See `dense_experts`."""
     tokens, k = choices.shape
-    order, _, sizes = sort_by_expert(choices, weights.gate.shape[0], first)
-    out = swiglu(x[order // k], lambda a, w: jax.lax.ragged_dot(a, w, sizes), weights)
+    experts = weights.gate.weight.shape[0]
+    order, owner, sizes = sort_by_expert(choices, experts, first)
+    out = feed_forward(
+        x[order // k],
+        weights,
+        config,
+        lambda a, w: jax.lax.ragged_dot(a, w, sizes),
+        lambda bias: bias[jnp.minimum(owner, experts - 1)],
+    )
     places = jnp.zeros_like(order).at[order].set(jnp.arange(tokens * k, dtype=order.dtype)).reshape(tokens, k)
     local = places < jnp.sum(sizes)  # rows past the groups are zero by the reference semantics only
     return combine(out, jnp.where(local, places, tokens * k), gates)
 
 
 def blocked_experts(
-    x: jax.Array, choices: jax.Array, gates: jax.Array, weights: ExpertWeights, first: jax.Array
+    x: jax.Array, choices: jax.Array, gates: jax.Array, weights: Experts, first: jax.Array, config: PolicyConfig
 ) -> jax.Array:
     """Sorted blocks of one expert each, as one batched product: for CPU, where `ragged_dot` costs E/k times more.
 
@@ -233,7 +243,7 @@ def blocked_experts(
     See `dense_experts`.
     """
     tokens, k = choices.shape
-    experts = weights.gate.shape[0]
+    experts = weights.gate.weight.shape[0]
     block = block_size(tokens * k, experts)
     blocks = tokens * k // block + experts
     order, owner, sizes = sort_by_expert(choices, experts, first)
@@ -246,7 +256,13 @@ def blocked_experts(
     source = jnp.full((blocks * block,), tokens).at[place].set(order // k, mode="drop")
     rows = x.at[source].get(mode="fill", fill_value=0).reshape(blocks, block, -1)
     expert = jnp.minimum(jnp.searchsorted(ends, jnp.arange(blocks), side="right"), experts - 1)
-    out = swiglu(rows, lambda a, w: jnp.einsum("nbi,nio->nbo", a, w[expert]), weights)
+    out = feed_forward(
+        rows,
+        weights,
+        config,
+        lambda a, w: jnp.einsum("nbi,nio->nbo", a, w[expert]),
+        lambda bias: bias[expert][:, None, :],
+    )
     places = jnp.zeros_like(place).at[order].set(place).reshape(tokens, k)
     return combine(out.reshape(blocks * block, -1), places, gates)
 

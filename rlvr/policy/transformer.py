@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from rlvr import partition
 from rlvr.policy import cache as cache_lib
 from rlvr.policy.attention import Attention
-from rlvr.policy.config import PolicyConfig
+from rlvr.policy.config import PolicyConfig, RopeConfig
 from rlvr.policy.mlp import Mlp
 from rlvr.policy.moe import Moe, RouterStats
+from rlvr.policy.norm import RmsNorm
 from rlvr.policy.parameters import fan_in, param, recording
 from rlvr.policy.rope import rope_angles
 
@@ -27,52 +28,58 @@ class Output(NamedTuple):
         hidden: [B, T, D] after the final norm; `Policy.logits` makes logits of any part of it.
         cache: the extended cache, or None if none was given.
         router: statistics of the mixture layers, fields stacked [layers, ...], or None if there are none.
+        choices: [B, T, mixture layers, k] int32 experts that the router would choose now, or None.
     """
 
     hidden: jax.Array
     cache: cache_lib.Cache | None
     router: RouterStats | None
-
-
-class RmsNorm(nn.Module):
-    """Root-mean-square norm (Zhang and Sennrich, 1910.07467), computed in float32."""
-
-    config: PolicyConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D]."""
-        scale = param(self, "scale", (None,), (x.shape[-1],), lambda key, shape, dtype: jnp.ones(shape, dtype))
-        wide = x.astype(jnp.float32)
-        variance = jnp.mean(wide**2, axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(variance + self.config.norm_epsilon) * scale[None, None, :]).astype(x.dtype)
+    choices: jax.Array | None
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward, each with its residual."""
+    """Attention and feed-forward, each with its norms and its residual.
+
+    Attributes:
+        config: of the policy.
+        layer: which of its blocks this is.
+    """
 
     config: PolicyConfig
-    moe: bool
+    layer: int
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
         positions: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
+        angles: tuple[jax.Array, jax.Array] | None,
         cache: cache_lib.LayerCache | None,
         valid: jax.Array,
-    ) -> tuple[jax.Array, cache_lib.LayerCache | None, RouterStats | None]:
-        """Maps x [B, T, D] to ([B, T, D], extended cache, router statistics)."""
-        attended, cache = Attention(self.config, name="attention")(
-            RmsNorm(self.config, name="attention_norm")(x), positions, angles, cache
-        )
-        x = x + attended
-        normed = RmsNorm(self.config, name="mlp_norm")(x)
-        if not self.moe:
-            return x + Mlp(self.config, name="mlp")(normed), cache, None
-        out, stats = Moe(self.config, name="moe")(normed, valid)
-        return x + out, cache, stats
+        replay: jax.Array | None,
+    ) -> tuple[jax.Array, cache_lib.LayerCache | None, RouterStats | None, jax.Array | None]:
+        """Maps x [B, T, D] to ([B, T, D], extended cache, router statistics, router choices [B, T, k])."""
+        c = self.config
+
+        def before(name: str, x: jax.Array) -> jax.Array:
+            return x if c.norm_place == "after" else RmsNorm(c, name=f"{name}_norm")(x)
+
+        def after(name: str, x: jax.Array) -> jax.Array:
+            return x if c.norm_place == "before" else RmsNorm(c, name=f"{name}_post_norm")(x)
+
+        window = c.sliding_window if self.layer in c.window_layers else 0
+        attention = Attention(c, window, name="attention")
+        attended, cache = attention(before("attention", x), positions, angles, cache)
+        x = x + after("attention", attended)
+        normed = before("mlp", x)
+        stats = choices = None
+        if self.layer in c.moe_layers:
+            out, stats, choices = Moe(c, name="moe")(normed, valid, replay)
+            if c.shared_hidden:
+                out += Mlp(c, c.shared_hidden, name="shared")(normed)
+        else:
+            out = Mlp(c, c.hidden, name="mlp")(normed)
+        return x + after("mlp", out), cache, stats, choices
 
 
 class Decoder(nn.Module):
@@ -84,27 +91,53 @@ class Decoder(nn.Module):
         c = self.config
         block = nn.remat(Block) if c.remat == "block" else Block
         self.embed = Embedding(c)
-        self.layer = [block(c, moe=i in c.moe_layers) for i in range(c.layers)]
+        self.layer = [block(c, i) for i in range(c.layers)]
         self.final_norm = RmsNorm(c)
         if not c.tied_head:
             self.head = Head(c)
 
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, cache: cache_lib.Cache | None, valid: jax.Array
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        cache: cache_lib.Cache | None,
+        valid: jax.Array,
+        replay: jax.Array | None,
     ) -> Output:
         c = self.config
         x = self.embed()[tokens].astype(jnp.dtype(c.dtype))
+        if c.embed_scale != 1.0:
+            x = x * jnp.asarray(c.embed_scale, x.dtype)
         x = partition.constrain(x, "batch", None, None)
-        angles = rope_angles(positions, c.head_size, c.rope_theta)
+        angles = self._angles(positions)
         caches: list[Any] = []
         stats: list[RouterStats] = []
+        choices: list[jax.Array] = []
         for i, layer in enumerate(self.layer):
-            x, layer_cache, layer_stats = layer(x, positions, angles, None if cache is None else cache[i], valid)
+            chosen = None if replay is None or i not in c.moe_layers else replay[:, :, len(choices)]
+            x, layer_cache, layer_stats, layer_choices = layer(
+                x, positions, angles[i], None if cache is None else cache[i], valid, chosen
+            )
             caches.append(layer_cache)
             if layer_stats is not None:
                 stats.append(layer_stats)
-        router = jax.tree.map(lambda *fields: jnp.stack(fields), *stats) if stats else None
-        return Output(self.final_norm(x), None if cache is None else tuple(caches), router)
+                choices.append(layer_choices)
+        return Output(
+            hidden=self.final_norm(x),
+            cache=None if cache is None else tuple(caches),
+            router=jax.tree.map(lambda *fields: jnp.stack(fields), *stats) if stats else None,
+            choices=jnp.stack(choices, axis=2) if choices else None,
+        )
+
+    def _angles(self, positions: jax.Array) -> list[tuple[jax.Array, jax.Array] | None]:
+        """Returns the RoPE angles of each layer."""
+        c = self.config
+        usual = rope_angles(positions, c.head_size, c.rope)
+        local = usual
+        if c.window_theta:
+            local = rope_angles(positions, c.head_size, RopeConfig(theta=c.window_theta))
+        of = {i: local if i in c.window_layers else usual for i in range(c.layers)}
+        return [None if i in c.nope_layers else angles for i, angles in of.items()]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Maps hidden [..., D] to logits [..., V] in float32."""
@@ -153,7 +186,7 @@ class Policy:
 
         def run(module: Decoder) -> None:
             tokens = jnp.zeros((1, 1), jnp.int32)
-            output = module(tokens, tokens, None, tokens == 0)
+            output = module(tokens, tokens, None, tokens == 0, None)
             module.logits(output.hidden)
 
         # No mesh: initialisation runs one token through the network, which no mesh could split.
@@ -177,6 +210,7 @@ class Policy:
         positions: jax.Array,
         cache: cache_lib.Cache | None = None,
         valid: jax.Array | None = None,
+        replay: jax.Array | None = None,
     ) -> Output:
         """Runs the network.
 
@@ -187,10 +221,12 @@ class Policy:
                 own position and before, so padding belongs at the end of a row.
             cache: keys and values of the tokens before `positions[:, 0]`; extended by this row.
             valid: [B, T] which tokens count in the router statistics; default all.
+            replay: [B, T, mixture layers, k] experts to use instead of those that the router would choose now; a
+                token whose entries are negative is routed live. The gates are computed anew either way.
         """
         if valid is None:
             valid = jnp.ones(tokens.shape, bool)
-        output: Any = self._module.apply({"params": params}, tokens, positions, cache, valid)
+        output: Any = self._module.apply({"params": params}, tokens, positions, cache, valid, replay)
         return output
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from rlvr import errors
-from rlvr.policy.config import PolicyConfig
+from rlvr.policy.config import PolicyConfig, RopeConfig
 from rlvr.text.metadata import Fields
 
 
@@ -107,7 +107,7 @@ def read_llama_json(fields: Fields) -> PolicyConfig:
             head_size=fields.integer("head_dim", max(1, dim // heads)),
             hidden=fields.integer("intermediate_size"),
             tied_head=fields.flag("tie_word_embeddings", False),
-            rope_theta=_read_rope_theta(fields),
+            rope=RopeConfig(theta=_read_rope_theta(fields)),
             norm_epsilon=fields.number("rms_norm_eps", 1e-6),
         ),
     )
@@ -138,7 +138,7 @@ def read_llama_gguf(fields: Fields, vocab_size: int, tied_head: bool) -> PolicyC
             head_size=head_size,
             hidden=fields.integer("llama.feed_forward_length"),
             tied_head=tied_head,
-            rope_theta=fields.number("llama.rope.freq_base", 10_000.0),
+            rope=RopeConfig(theta=fields.number("llama.rope.freq_base", 10_000.0)),
             norm_epsilon=fields.number("llama.attention.layer_norm_rms_epsilon"),
         ),
     )

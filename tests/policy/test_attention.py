@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from rlvr.policy.attention import attend
+from rlvr.policy.config import RopeConfig
 from rlvr.policy.rope import apply_rope, rope_angles
 
 H, K, HEAD = 6, 2, 10
@@ -24,7 +25,7 @@ def test_rope_is_a_complex_rotation(theta: float) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 4, H, HEAD)).astype(np.float32)
     positions = np.array([[0, 1, 2, 3], [7, 8, 9, 10], [100, 101, 102, 103]])
-    got = apply_rope(jnp.asarray(x), *rope_angles(jnp.asarray(positions), HEAD, theta))
+    got = apply_rope(jnp.asarray(x), *rope_angles(jnp.asarray(positions), HEAD, RopeConfig(theta=theta)))
     np.testing.assert_allclose(got, rope_complex(x, positions, theta), atol=2e-5)
     np.testing.assert_array_equal(got[0, 0], x[0, 0])  # position 0 turns nothing
 
@@ -34,8 +35,8 @@ def test_scores_depend_on_the_distance_only() -> None:
     query, key = (rng.normal(size=(1, 1, 1, HEAD)).astype(np.float32) for _ in range(2))
 
     def score(m: int, n: int) -> float:
-        q = apply_rope(jnp.asarray(query), *rope_angles(jnp.array([[m]]), HEAD, 10_000.0))
-        k = apply_rope(jnp.asarray(key), *rope_angles(jnp.array([[n]]), HEAD, 10_000.0))
+        q = apply_rope(jnp.asarray(query), *rope_angles(jnp.array([[m]]), HEAD, RopeConfig()))
+        k = apply_rope(jnp.asarray(key), *rope_angles(jnp.array([[n]]), HEAD, RopeConfig()))
         return float(jnp.sum(q * k))
 
     np.testing.assert_allclose(score(9, 4), score(25, 20), atol=1e-4)
@@ -65,5 +66,5 @@ def test_attend_is_attention_with_repeated_kv_heads(start: list[int]) -> None:
     for b in range(batch):  # what lies beyond the last position is leftovers of another sequence
         keys[b, :, positions[b, -1] + 1 :] = 1e4
         values[b, :, positions[b, -1] + 1 :] = -1e4
-    got = attend(jnp.asarray(query), jnp.asarray(keys), jnp.asarray(values), jnp.asarray(positions))
+    got = attend(jnp.asarray(query), jnp.asarray(keys), jnp.asarray(values), jnp.asarray(positions), scale=HEAD**-0.5)
     np.testing.assert_allclose(got, attend_numpy(query, keys, values, positions), atol=2e-6)

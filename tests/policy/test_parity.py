@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from rlvr.policy.config import PolicyConfig
+from rlvr.policy.config import PolicyConfig, RopeConfig
 from rlvr.policy.transformer import Policy
 from rlvr.rollout.engine import Engine, EngineConfig
 from rlvr.types import Request
@@ -27,7 +27,7 @@ CONFIG = PolicyConfig(
     experts=4,
     experts_per_token=2,
     expert_hidden=56,
-    rope_theta=500.0,  # unlike any default, and small enough that every frequency turns within a short row
+    rope=RopeConfig(theta=500.0),  # unlike any default, and small enough that every frequency turns within a short row
     norm_epsilon=1e-4,
 )
 SHAPE: dict[str, Any] = {

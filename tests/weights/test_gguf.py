@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlvr import errors
-from rlvr.policy.config import PolicyConfig
+from rlvr.policy.config import PolicyConfig, RopeConfig
 from rlvr.text import chat
 from rlvr.weights import gguf, importer, layout
 
@@ -33,7 +33,7 @@ def test_reads_config_and_values(tiny):
         head_size=head,
         hidden=f,
         tied_head=False,
-        rope_theta=5000.0,
+        rope=RopeConfig(theta=5000.0),
         norm_epsilon=1e-5,
     )
     assert read.stored_types == ("F32",)
@@ -107,7 +107,7 @@ def test_optional_keys_have_the_defaults_of_the_format(tiny):
     for key in ("llama.rope.freq_base", "llama.rope.dimension_count"):
         del tiny.metadata[key]
     tiny.metadata["llama.rope.scaling.type"] = "none"
-    assert gguf.read_gguf(tiny.write()).config.rope_theta == 10_000.0
+    assert gguf.read_gguf(tiny.write()).config.rope.theta == 10_000.0
 
 
 @pytest.mark.parametrize(

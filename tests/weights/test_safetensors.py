@@ -88,7 +88,7 @@ def test_reads_what_transformers_saves(tmp_path, tied, dtype, shard):
     assert len(files) > 1 if shard == "8KB" else len(files) == 1
     read = safetensors.read_safetensors(tmp_path)
     c = read.config
-    assert (c.tied_head, c.rope_theta, c.norm_epsilon, c.head_size) == (tied, 777.0, 1e-6, 6)
+    assert (c.tied_head, c.rope.theta, c.norm_epsilon, c.head_size) == (tied, 777.0, 1e-6, 6)
     assert read.stored_types == ({"bfloat16": "BF16", "float32": "F32"}[dtype],)
     assert ("head" in read.params) is not tied
     # The projections, run by the library's modules on the same input.

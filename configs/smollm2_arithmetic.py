@@ -15,7 +15,7 @@ from rlvr.learner.update import UpdateConfig
 from rlvr.rollout.engine import EngineConfig
 
 # reasoning-gym's own scorers give a completion that holds the answer among other words a small part of the score,
-# so there is something to learn from before the first bare answer.
+# the larger the fewer the other words: there is something to learn from before the first bare answer.
 GENERATORS: dict[str, dict[str, Any]] = {
     "basic_arithmetic": {
         "min_terms": 2,
@@ -26,19 +26,23 @@ GENERATORS: dict[str, dict[str, Any]] = {
         "allow_parentheses": False,
         "allow_negation": False,
     },
-    "chain_sum": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1},
+    "gcd": {"min_value": 1, "max_value": 50},
     "letter_counting": {"min_words": 2, "max_words": 4},
 }
-# Two examples double the share of groups with any signal at the start; letter counting does as well without.
-EXAMPLES = "Reply with the answer only, like this:\nCalculate 4 + 5. -> 9\nCalculate 2 + 1 + 3. -> 6"
-SYSTEM = {"basic_arithmetic": EXAMPLES, "chain_sum": EXAMPLES, "letter_counting": ""}
+NUMBER = "Reply with one number and nothing else."
+INSTRUCTION = {"basic_arithmetic": NUMBER, "gcd": "", "letter_counting": NUMBER}  # gcd says so itself
 
 
 def get_config() -> ExperimentConfig:
     """Returns the config."""
     tasks = tuple(
         TaskSetConfig(
-            source="reasoning_gym", name=name, system=SYSTEM[name], train_size=1000, eval_size=100, options=options
+            source="reasoning_gym",
+            name=name,
+            instruction=INSTRUCTION[name],
+            train_size=1000,
+            eval_size=100,
+            options=options,
         )
         for name, options in GENERATORS.items()
     )
@@ -49,16 +53,16 @@ def get_config() -> ExperimentConfig:
         data=DataConfig(tasks=tasks),
         engine=EngineConfig(
             slots=64,
-            max_prompt_tokens=84,
-            max_new_tokens=20,
+            max_prompt_tokens=80,
+            max_new_tokens=16,
             prefill_rows=8,
-            prompt_buckets=(56,),
+            prompt_buckets=(64,),
             decode_steps=4,
         ),
         rollout=RolloutConfig(prompts=8, group_size=8, temperature=0.7),
         objective=ObjectiveConfig(aggregation="token_mean", clip_high=0.28),
-        optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=5, b2=0.99),
-        update=UpdateConfig(micro_rows=8, length_buckets=(96,)),
+        optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=5, b2=0.99),
+        update=UpdateConfig(micro_rows=8, length_buckets=(80,)),
         evaluation=EvaluationConfig(interval=30),
         checkpoints=CheckpointConfig(interval=15, keep=1),
         sample_interval=5,

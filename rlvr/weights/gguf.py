@@ -17,7 +17,7 @@ import numpy as np
 from rlvr import errors
 from rlvr.policy.config import PolicyConfig
 from rlvr.text.metadata import Fields
-from rlvr.weights import families, layout
+from rlvr.weights import gguf_families, layout
 
 
 class GgufPolicy(NamedTuple):
@@ -48,7 +48,7 @@ def read_gguf(path: Path) -> GgufPolicy:
     reader = _open(path)
     metadata = {key: _value(field) for key, field in reader.fields.items()}
     fields = Fields(where, metadata)
-    family = families.choose_family(fields, "general.architecture")
+    family = gguf_families.choose_family(fields)
     fields.require("split.count", 0, 1)
     stored = {tensor.name: tensor for tensor in reader.tensors}
     shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in stored.items()}
@@ -57,13 +57,17 @@ def read_gguf(path: Path) -> GgufPolicy:
             f"{where}: the tensor 'rope_freqs.weight' {list(shapes['rope_freqs.weight'])} means scaled RoPE "
             "(Llama 3.1 and later), which is not supported"
         )
-    embedding = family.gguf_names["embed/table"]
+    embedding = family.names["embed/table"]
     if len(shapes.get(embedding, ())) != 2:
         raise errors.WeightsError(
             f"{where}: the tensor {embedding!r} is missing or has shape {list(shapes.get(embedding, ()))}; "
             "expected [vocabulary, width]"
         )
-    config = family.read_gguf_config(fields, shapes[embedding][0], family.gguf_names["head/kernel"] not in stored)
+    config = family.read_config(fields, shapes[embedding][0], family.names["head/kernel"] not in stored)
+    try:
+        config.validate()
+    except errors.ConfigError as error:
+        raise errors.WeightsError(f"{where}: {error}") from error
 
     def fetch(tensor: layout.StoredTensor) -> np.ndarray:
         values = _dequantize(where, stored[tensor.name]).reshape(tensor.shape)
@@ -71,7 +75,7 @@ def read_gguf(path: Path) -> GgufPolicy:
             return deinterleave(values, config.head_size)
         return values
 
-    params = layout.assemble(where, layout.expand_names(config, family.gguf_names), shapes, fetch)
+    params = layout.assemble(where, layout.expand_names(config, family.names), shapes, fetch)
     types = sorted({tensor.tensor_type.name for tensor in reader.tensors})
     return GgufPolicy(config, params, tuple(types), metadata)
 

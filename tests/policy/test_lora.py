@@ -1,6 +1,7 @@
 """Adapters: beside the matrices, merged into them, and by hand in numpy; what they are made of, and how they split."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import scipy.special
 from jax.sharding import Mesh
 
 from rlvr import errors, partition
-from rlvr.mesh import MeshConfig, make_mesh
+from rlvr.mesh import AXES, MeshConfig, make_mesh
 from rlvr.policy import lora
 from rlvr.policy.lora import LoraConfig
 from rlvr.policy.moe import BACKENDS, Experts, Projection
@@ -63,14 +64,12 @@ def merged_by_hand(base: Any, adapters: Any) -> Any:
 def test_every_target_has_an_adapter_of_its_shape(params_of: Any, tiny_policy: Tiny) -> None:
     policy, _ = shared_policy(params_of, tiny_policy)
     adapters = jax.eval_shape(lambda: lora.init_adapters(LoraConfig(rank=3), policy, jax.random.key(0)))
-    shapes = {
-        path: tuple(
-            adapters[layer][path.split("/")[0]][path.split("/")[1] + end].shape for end in ("_lora_a", "_lora_b")
-        )
-        for layer, module in (("layer_0", "mlp"), ("layer_1", "moe"), ("layer_1", "shared"), ("layer_1", "attention"))
-        for path in lora.TARGETS
-        if path.startswith(module)
-    }
+    homes = {"mlp": "layer_0"}
+    shapes = {}
+    for path in lora.TARGETS:
+        module, name = path.split("/")
+        pairs = adapters[homes.get(module, "layer_1")][module]
+        shapes[path] = (pairs[f"{name}_lora_a"].shape, pairs[f"{name}_lora_b"].shape)
     assert shapes == {  # D 48, H 6, K 2, h 10, F 56, 40 and 12, E 8
         "attention/query": ((48, 3), (3, 6, 10)),
         "attention/key": ((48, 3), (3, 2, 10)),
@@ -120,9 +119,10 @@ def test_the_draw_of_a_matrix_depends_on_nothing_but_the_key_and_the_matrix(para
 def test_a_fresh_adapter_changes_not_one_bit(dtype: str, params_of: Any, tiny_policy: Tiny) -> None:
     policy, params = shared_policy(params_of, tiny_policy)
     policy = Policy(dataclasses.replace(policy.config, dtype=dtype))
-    adapters = lora.init_adapters(LoraConfig(rank=2), policy, jax.random.key(1))
-    base = logits(policy, params)
-    np.testing.assert_array_equal(logits(policy, lora.attach(params, lora.scale(adapters, ALPHA))), base)
+    adapters = jax.jit(lambda key: lora.init_adapters(LoraConfig(rank=2), policy, key))(jax.random.key(1))
+    run = jax.jit(lambda params: logits(policy, params))
+    base = run(params)
+    np.testing.assert_array_equal(run(lora.attach(params, lora.scale(adapters, ALPHA))), base)
     merged = lora.merge(params, adapters, ALPHA)
     jax.tree.map(np.testing.assert_array_equal, merged, params)
 
@@ -137,8 +137,7 @@ def test_nothing_of_the_base_is_copied_and_no_adapters_is_the_base(tiny_policy: 
     jax.tree.map(np.testing.assert_array_equal, lora.attach(params, {}), params)
 
 
-@pytest.mark.parametrize("backend", ["blocked", "ragged", "dense"])
-@pytest.mark.parametrize("remat", ["none", "block"])
+@pytest.mark.parametrize(("backend", "remat"), [("blocked", "none"), ("ragged", "none"), ("dense", "block")])
 def test_beside_merged_and_by_hand_agree(backend: str, remat: str, params_of: Any, tiny_policy: Tiny) -> None:
     policy, params = shared_policy(params_of, tiny_policy)
     policy = Policy(dataclasses.replace(policy.config, moe_backend=backend, remat=remat))
@@ -151,10 +150,8 @@ def test_beside_merged_and_by_hand_agree(backend: str, remat: str, params_of: An
     np.testing.assert_allclose(run(lora.merge(params, adapters, ALPHA)), expected, atol=5e-4)
 
 
-@pytest.mark.parametrize("backend", ["blocked", "dense"])
-def test_gradients_beside_are_those_through_the_merge(backend: str, params_of: Any, tiny_policy: Tiny) -> None:
+def test_gradients_beside_are_those_through_the_merge(params_of: Any, tiny_policy: Tiny) -> None:
     policy, params = shared_policy(params_of, tiny_policy)
-    policy = Policy(dataclasses.replace(policy.config, moe_backend=backend))
     adapters = random_adapters(LoraConfig(rank=3), policy)
 
     def loss(adapters: Any, join: Callable[..., Any]) -> jax.Array:
@@ -205,29 +202,38 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize("shape", MESHES)
-def test_a_mesh_changes_nothing_but_rounding(shape: str, params_of: Any, tiny_policy: Tiny) -> None:
-    policy, params = shared_policy(params_of, tiny_policy)
+@pytest.fixture(scope="module")
+def work(params_of: Any, tiny_policy: Tiny) -> Callable[[Mesh], Any]:
+    """Logits beside and merged, and gradients of the adapters, on a mesh; as host arrays."""
+    policy, _ = shared_policy(params_of, tiny_policy)
     policy = Policy(dataclasses.replace(policy.config, vocab_size=98, expert_bias=True))
     params, config = params_of(policy), LoraConfig(rank=3)
     adapters = random_adapters(config, policy)
 
-    def work(mesh: Mesh) -> Any:
-        def loss(adapters: Any, base: Any) -> tuple[jax.Array, jax.Array]:
-            out = logits(policy, lora.attach(base, lora.scale(adapters, ALPHA)))
-            return jnp.mean(jax.nn.log_softmax(out)[..., 7]), out
+    def loss(adapters: Any, base: Any) -> tuple[jax.Array, jax.Array]:
+        out = logits(policy, lora.attach(base, lora.scale(adapters, ALPHA)))
+        return jnp.mean(jax.nn.log_softmax(out)[..., 7]), out
 
+    @functools.cache
+    def run(mesh: Mesh) -> Any:
         with jax.set_mesh(mesh):
-            placed = jax.tree.map(
-                jax.device_put, adapters, partition.shardings(mesh, lora.logical_axes(config, policy))
+            axes = (lora.logical_axes(config, policy), policy.logical_axes())
+            placed, base = (
+                jax.tree.map(jax.device_put, tree, partition.shardings(mesh, a))
+                for tree, a in zip((adapters, params), axes, strict=True)
             )
-            base = jax.tree.map(jax.device_put, params, partition.shardings(mesh, policy.logical_axes()))
             (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(placed, base)
             merged = jax.jit(lambda base, x: logits(policy, lora.merge(base, x, ALPHA)))(base, placed)
         return jax.device_get((out, merged, gradients))
 
-    one = work(jax.make_mesh((1, 1, 1, 1), ("data", "fsdp", "expert", "tensor"), devices=jax.devices()[:1],
-                             axis_types=(jax.sharding.AxisType.Auto,) * 4))  # fmt: skip
+    return run
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_a_mesh_changes_nothing_but_rounding(shape: str, work: Callable[[Mesh], Any]) -> None:
+    one = work(
+        jax.make_mesh((1, 1, 1, 1), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4, devices=jax.devices()[:1])
+    )
     many = work(make_mesh(MESHES[shape]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=2e-4 * float(np.max(np.abs(a)))), one, many)
 

@@ -157,11 +157,25 @@ def validate(config: ExperimentConfig) -> None:
     config.checkpoints.validate()
     config.mesh.validate()
     _validate_rollout(config)
+    _validate_routing(config)
     errors.check_at_least("warm_start.steps", config.warm_start.steps, 0)
     errors.check_at_least("warm_start.rows", config.warm_start.rows, 1)
     config.warm_start.optimizer.validate("warm_start.optimizer")
     errors.check_at_least("evaluation.interval", config.evaluation.interval, 1)
     errors.check_at_least("evaluation.temperature", config.evaluation.temperature, 0.0)
+
+
+def _validate_routing(config: ExperimentConfig) -> None:
+    objective, policy = config.objective, config.policy
+    if objective.routing != "live" and not policy.moe_layers:
+        raise errors.ConfigError(
+            f"objective.routing={objective.routing!r} replays the choices of a router, but policy.moe_layers is empty: "
+            "only 'live' fits a dense policy"
+        )
+    if objective.bias_rate and not policy.selection_bias:
+        raise errors.ConfigError(
+            f"objective.bias_rate={objective.bias_rate} moves selection biases, but policy.selection_bias is false"
+        )
 
 
 def _validate_rollout(config: ExperimentConfig) -> None:

@@ -31,8 +31,8 @@ class Credit(NamedTuple):
 def make_rows(episodes: Sequence[Episode], group_size: int) -> list[Row]:
     """Returns the episodes as rows for the learner, without advantages yet."""
     return [
-        Row(e.completion.request.prompt, e.completion.tokens, e.completion.logprobs, 0.0, i // group_size)
-        for i, e in enumerate(episodes)
+        Row(c.request.prompt, c.tokens, c.logprobs, 0.0, i // group_size, c.choices)
+        for i, c in enumerate(episode.completion for episode in episodes)
     ]
 
 

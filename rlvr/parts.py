@@ -114,7 +114,7 @@ def check_mesh(policy: PolicyConfig, mesh: Mesh) -> None:
     if len(policy.moe_layers) < policy.layers:
         sizes["hidden"] = "hidden"
     if policy.moe_layers:
-        sizes |= {"experts": "experts", "expert_hidden": "expert_hidden"}
+        sizes |= {"experts": "experts", "expert_hidden": "expert_hidden", "shared_hidden": "hidden"}
     for name, axis in sizes.items():
         partition.check_divisible(f"policy.{name}", getattr(policy, name), axis, mesh)
 

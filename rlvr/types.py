@@ -90,9 +90,12 @@ class Completion:
         tokens: [C] int32 sampled ids, the stop token included where one was sampled.
         logprobs: [C] float32 log-probability of each id under the distribution it was drawn from.
         stop_reason: "stop" (a stop token) or "length" (the budget ran out).
+        choices: [P + C, mixture layers, k] int16 experts that each token of prompt and completion went to, or None
+            for a dense policy. The last token was sampled and never run: its entries are -1.
     """
 
     request: Request
     tokens: np.ndarray
     logprobs: np.ndarray
     stop_reason: str
+    choices: np.ndarray | None = None

@@ -66,9 +66,10 @@ def random_params(policy: Policy) -> Any:
     rng = np.random.default_rng(7)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        scale = path[-1].key == "scale"
         noise = rng.normal(size=leaf.shape) * (0.1 if len(leaf.shape) == 1 else policy.config.dim**-0.5)
         spread = 3.0 if path[0].key in ("embed", "head") else 1.0
-        return jnp.asarray(noise * spread + (len(leaf.shape) == 1), jnp.float32)
+        return jnp.asarray(noise * spread + scale, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, policy.abstract_params())
 

@@ -14,6 +14,8 @@ from rlvr.algo.advantages import ADVANTAGES
 from rlvr.algo.aggregation import AGGREGATIONS
 from rlvr.algo.kl import LOG_RATIO_LIMIT, LOSS_ESTIMATORS
 
+ROUTINGS = ("live", "rollout", "old")
+
 
 @dataclasses.dataclass
 class ObjectiveConfig:
@@ -28,9 +30,15 @@ class ObjectiveConfig:
         kl: "none", "k2" or "k3" in the loss (same aggregation as the policy term), or "k1_in_reward".
         kl_coef: its coefficient.
         entropy_coef: coefficient of the entropy bonus, a global token mean whatever the aggregation.
+        routing: which experts the rows of a mixture policy use in training: "live" (the router's choice now),
+            "rollout" (as recorded at sampling: Ma et al., 2510.11370) or "old" (the policy's own before the step's
+            first update: Zheng et al., 2507.18071). The gates are computed anew, so that the router learns.
         balance: convention of the load-balance loss, "switch" (1 at perfect balance) or "hf" (k); a key of
             `rlvr.policy.router.BALANCE_LOSSES`.
         balance_coef, z_coef: of the router losses, token-weighted means over micro-batches.
+        bias_rate: after every update each expert's `selection_bias` moves by this much towards balance
+            (DeepSeek-V3, 2412.19437); 0 keeps it frozen, as one mostly wants in RL: a bias that moves changes the
+            routing between sampling and training.
     """
 
     surrogate: str = "clip"
@@ -43,9 +51,11 @@ class ObjectiveConfig:
     kl: str = "none"
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
+    routing: str = "live"
     balance: str = "switch"
     balance_coef: float = 0.0
     z_coef: float = 0.0
+    bias_rate: float = 0.0
 
     def validate(self) -> None:
         """Raises ConfigError naming the field that cannot work."""
@@ -53,10 +63,11 @@ class ObjectiveConfig:
         errors.check_choice("objective.advantage", self.advantage, ADVANTAGES)
         errors.check_choice("objective.aggregation", self.aggregation, AGGREGATIONS)
         errors.check_choice("objective.kl", self.kl, ("none", "k1_in_reward", *LOSS_ESTIMATORS))
+        errors.check_choice("objective.routing", self.routing, ROUTINGS)
         errors.check_choice("objective.balance", self.balance, ("switch", "hf"))
         errors.check_between("objective.std_ddof", self.std_ddof, 0, 1)
         errors.check_between("objective.clip_low", self.clip_low, 0.0, 1.0)
-        for name in ("epsilon", "clip_high", "kl_coef", "entropy_coef", "balance_coef", "z_coef"):
+        for name in ("epsilon", "clip_high", "kl_coef", "entropy_coef", "balance_coef", "z_coef", "bias_rate"):
             errors.check_at_least(f"objective.{name}", getattr(self, name), 0.0)
         if (self.kl == "none") != (self.kl_coef == 0.0):
             raise errors.ConfigError(
@@ -70,7 +81,7 @@ class ObjectiveConfig:
     def needs_all_rows(self) -> bool:
         """Whether a row with advantage zero still has a gradient."""
         in_loss = self.kl in LOSS_ESTIMATORS
-        return in_loss or max(self.entropy_coef, self.balance_coef, self.z_coef) > 0
+        return in_loss or max(self.entropy_coef, self.balance_coef, self.z_coef, self.bias_rate) > 0
 
 
 def clip(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from rlvr import errors
@@ -23,6 +24,8 @@ class TrainBatch(NamedTuple):
         reference_logprobs: [M, R, C] float32 of the start policy; zeros if the objective has no KL term.
         advantages: [M, R, C] float32.
         weights: [M, R, C] float32 of each token in the loss (`rlvr.algo.aggregation`).
+        choices: [M, R, T, mixture layers, k] int16 experts recorded at sampling, -1 where there are none; or None.
+        old_choices: the same as the policy would choose before the first of the step's updates, or None.
     """
 
     tokens: Any
@@ -33,6 +36,8 @@ class TrainBatch(NamedTuple):
     reference_logprobs: Any
     advantages: Any
     weights: Any
+    choices: Any = None
+    old_choices: Any = None
 
 
 class Row(NamedTuple):
@@ -43,6 +48,8 @@ class Row(NamedTuple):
         old_logprobs: [C] of the completion at sampling.
         advantage: of every sampled token.
         group: sequences with equal numbers were sampled from one prompt.
+        choices: experts recorded at sampling (`rlvr.types.Completion`); all rows of a batch have them, or none.
+        old_choices: the same as chosen before the step's first update, or None.
     """
 
     prompt: Sequence[int]
@@ -50,6 +57,8 @@ class Row(NamedTuple):
     old_logprobs: Any
     advantage: float
     group: int
+    choices: np.ndarray | None = None
+    old_choices: np.ndarray | None = None
 
 
 def make_batch(
@@ -79,6 +88,10 @@ def make_batch(
         advantages=np.zeros((micros * micro_rows, columns), np.float32),
         weights=np.zeros((micros * micro_rows, columns), np.float32),
     )
+    for field in ("choices", "old_choices"):
+        if (given := getattr(rows[0], field)) is not None:
+            shape = (micros * micro_rows, length, *given.shape[1:])
+            batch = batch._replace(**{field: np.full(shape, -1, np.int16)})
     sampled = np.array([len(row.completion) for row in rows])
     weights = AGGREGATIONS[aggregation](sampled, np.array([row.group for row in rows]), budget)
     for i, row in enumerate(rows):
@@ -91,7 +104,10 @@ def make_batch(
         batch.old_logprobs[i, :count] = row.old_logprobs
         batch.advantages[i, :count] = row.advantage
         batch.weights[i, :count] = weights[i]
-    return TrainBatch(*(leaf.reshape(micros, micro_rows, *leaf.shape[1:]) for leaf in batch))
+        for field in ("choices", "old_choices"):
+            if (given := getattr(row, field)) is not None:
+                getattr(batch, field)[i, : start + count] = given
+    return jax.tree.map(lambda leaf: leaf.reshape(micros, micro_rows, *leaf.shape[1:]), batch)
 
 
 def bucket(length: int, buckets: Sequence[int], limit: int) -> int:

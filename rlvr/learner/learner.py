@@ -66,7 +66,20 @@ class Learner:
             scores = jax.lax.map(one, (batch.tokens, batch.lengths, batch.positions))
             return jax.lax.with_sharding_constraint(scores, partition.replicated(mesh))
 
+        def route(params: Params, batch: TrainBatch) -> jax.Array:
+            def one(micro: tuple[jax.Array, jax.Array]) -> jax.Array:
+                tokens, lengths = micro
+                positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+                valid = positions < lengths[:, None]
+                choices = policy.forward(params, tokens, positions, valid=valid).choices
+                assert choices is not None
+                return choices.astype(jnp.int16)
+
+            choices = jax.lax.map(one, (batch.tokens, batch.lengths))
+            return jax.lax.with_sharding_constraint(choices, partition.replicated(mesh))
+
         self._score = jax.jit(score)
+        self._route = jax.jit(route)
 
     def fresh(self, params: Params) -> TrainState:
         """Returns the state at the start of this stage."""
@@ -106,6 +119,8 @@ class Learner:
         Raises:
             FloatingPointError: too many updates in a row were skipped for non-finite gradients.
         """
+        if self._objective.routing == "old":
+            rows = self._record_choices(state.params, rows)
         size = len(rows) // self._config.minibatches
         seen: list[dict[str, float]] = []
         for start in range(0, len(rows), size):
@@ -118,6 +133,13 @@ class Learner:
             name: float(next((f for end, f in reduce.items() if name.endswith(end)), np.mean)([m[name] for m in seen]))
             for name in seen[0]
         }
+
+    def _record_choices(self, params: Params, rows: Sequence[Row]) -> list[Row]:
+        """Returns the rows with the experts that `params` choose now."""
+        choices = partition.host_value(self._route(params, self._put(self._layout(rows))))
+        flat = choices.reshape(-1, *choices.shape[2:])
+        lengths = [len(row.prompt) + len(row.completion) for row in rows]
+        return [row._replace(old_choices=flat[i, : lengths[i]]) for i, row in enumerate(rows)]
 
     def _step(
         self, state: TrainState, rows: Sequence[Row], reference: Sequence[np.ndarray] | None
@@ -157,4 +179,4 @@ class Learner:
         )
 
     def _put(self, batch: TrainBatch) -> TrainBatch:
-        return TrainBatch(*(partition.put(leaf, self._rows) for leaf in batch))
+        return jax.tree.map(lambda leaf: partition.put(leaf, self._rows), batch)

@@ -62,6 +62,7 @@ def row_logprobs(
     scored: jax.Array,
     temperature: jax.Array,
     chunk: int,
+    replay: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, Output]:
     """Runs rows through the policy and scores the chosen tokens of each.
 
@@ -72,13 +73,14 @@ def row_logprobs(
         lengths: [R] tokens that are not padding.
         scored: [R, C] positions (>= 1) of the tokens to score; padding entries score something meaningless.
         temperature, chunk: see `token_logprobs`.
+        replay: see `Policy.forward`.
 
     Returns:
         (logprobs [R, C], entropies [R, C], the policy's output).
     """
     tokens = partition.constrain(tokens, "batch", None)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    output = policy.forward(params, tokens, positions, valid=positions < lengths[:, None])
+    output = policy.forward(params, tokens, positions, valid=positions < lengths[:, None], replay=replay)
     before = jnp.maximum(scored - 1, 0)
     hidden = jnp.take_along_axis(output.hidden, before[..., None], axis=1)
     targets = jnp.take_along_axis(tokens, scored, axis=1)

@@ -17,7 +17,7 @@ from rlvr.learner.batch import TrainBatch
 from rlvr.learner.logprobs import row_logprobs
 from rlvr.learner.state import TrainState
 from rlvr.masked import masked, masked_max, masked_sum
-from rlvr.policy.router import BALANCE_LOSSES, z_loss
+from rlvr.policy.router import BALANCE_LOSSES, balance_step, count_changed, z_loss
 from rlvr.policy.transformer import Params, Policy
 
 Metrics = dict[str, jax.Array]
@@ -68,8 +68,9 @@ def make_update_step(
 
     def micro_loss(params: Params, micro: TrainBatch, totals: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
         """Loss of one micro-batch [R, ...]; the step's loss is the sum over micro-batches."""
+        replay = {"live": None, "rollout": micro.choices, "old": micro.old_choices}[objective.routing]
         logprobs, entropies, output = row_logprobs(
-            policy, params, micro.tokens, micro.lengths, micro.positions, jnp.float32(temperature), chunk
+            policy, params, micro.tokens, micro.lengths, micro.positions, jnp.float32(temperature), chunk, replay
         )
         logprobs = masked(logprobs, micro.mask)
         losses, indicators = surrogate(logprobs, micro.old_logprobs, micro.advantages, objective)
@@ -102,8 +103,14 @@ def make_update_step(
                 "moe/balance_loss": share * balance,
                 "moe/z_loss": share * z,
                 "moe/router_entropy": share * jnp.mean(stats.entropy / jnp.maximum(stats.tokens, 1.0)),
+                "router/load": stats.load,
             }
             maxima["moe/load_max"] = jnp.max(stats.load / jnp.maximum(fair, 1.0))
+            if micro.choices is not None and output.choices is not None:
+                valid = jnp.arange(micro.tokens.shape[1])[None, :] < micro.lengths[:, None]
+                changed = count_changed(output.choices, micro.choices, valid)
+                layers = stats.tokens.shape[0]
+                sums["moe/choices_changed"] = changed / (rows * layers)
         return loss, (sums, maxima)
 
     def update(state: TrainState, batch: TrainBatch, micros: jax.Array) -> tuple[TrainState, Metrics]:
@@ -129,6 +136,9 @@ def make_update_step(
         gradients, (sums, maxima) = jax.lax.fori_loop(0, micros, accumulate, zeros)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if objective.bias_rate:
+            rate = objective.bias_rate * opt_state.last_finite
+            params = balance_step(params, policy.config, sums["router/load"], rate)
         metrics = _finish(sums, maxima)
         metrics["optimizer/grad_norm"] = optax.tree.norm(gradients)
         metrics["optimizer/skipped"] = ~opt_state.last_finite
@@ -148,6 +158,6 @@ def _finish(sums: Metrics, maxima: Metrics) -> Metrics:
             out[name] = value / share
         elif name == "loss/policy":
             out[name] = value
-        elif name not in ("tokens", "router/share"):
+        elif name not in ("tokens", "router/share", "router/load"):
             out[name] = value / tokens
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +102,26 @@ BALANCE_LOSSES: Mapping[str, Callable[[RouterStats, int], jax.Array]] = {
 def z_loss(stats: RouterStats) -> jax.Array:
     """Router z-loss (Zoph et al., 2202.08906): mean over tokens and layers of logsumexp(logits)**2."""
     return jnp.mean(stats.square_lse / jnp.maximum(stats.tokens, 1.0))
+
+
+def balance_step(params: dict[str, Any], config: PolicyConfig, load: jax.Array, rate: jax.Array) -> dict[str, Any]:
+    """Moves the selection biases towards balance without a gradient (DeepSeek-V3, 2412.19437, section 2.1.2).
+
+    Args:
+        params: of the policy, which has selection biases.
+        load: [mixture layers, E] tokens that used each expert, over all rows of the step.
+        rate: how far each bias moves: up below the mean load, down above it.
+
+    Returns:
+        The parameters with b_e + rate * sign(mean load - load_e).
+    """
+    params = dict(params)
+    for i, layer in enumerate(sorted(config.moe_layers)):
+        name = f"layer_{layer}"
+        moe = params[name]["moe"]
+        step = rate * jnp.sign(jnp.mean(load[i]) - load[i])
+        params[name] = params[name] | {"moe": moe | {"selection_bias": moe["selection_bias"] + step}}
+    return params
 
 
 def count_changed(live: jax.Array, recorded: jax.Array, valid: jax.Array) -> jax.Array:

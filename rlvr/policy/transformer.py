@@ -119,7 +119,7 @@ class Decoder(nn.Module):
                 x, positions, angles[i], None if cache is None else cache[i], valid, chosen
             )
             caches.append(layer_cache)
-            if layer_stats is not None:
+            if layer_stats is not None and layer_choices is not None:
                 stats.append(layer_stats)
                 choices.append(layer_choices)
         return Output(

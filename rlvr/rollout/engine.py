@@ -66,7 +66,7 @@ class Engine:
         self._length = config.max_prompt_tokens + config.max_new_tokens
         self._replicated = partition.replicated(mesh)
         # The same placement out of every step: one that differed would compile the next step a second time.
-        placed = steps.slot_shardings(mesh)
+        placed = steps.slot_shardings(policy, mesh)
         self._make_slots = jax.jit(
             lambda: steps.make_slots(policy, config.slots, self._length, config.max_new_tokens), out_shardings=placed
         )
@@ -81,6 +81,7 @@ class Engine:
 
         # What the host reads is replicated so that every process can.
         self._decode = jax.jit(decode, donate_argnums=1, out_shardings=(placed, self._replicated))
+        self._read_choices = jax.jit(lambda choices: choices, out_shardings=self._replicated)
 
     def generate(
         self,
@@ -128,16 +129,21 @@ class Engine:
             slots = self._refill(params, slots, waiting, running, key)
             slots, read = self._decode(params, slots, jnp.float32(temperature), jnp.int32(max_tokens))
             active, count, stopped, tokens, logprobs = (partition.host_value(x) for x in read)
-            for slot in sorted(running):
-                if not active[slot]:
-                    completion = Completion(
-                        request=running.pop(slot),
-                        tokens=tokens[slot, : count[slot]].copy(),
-                        logprobs=logprobs[slot, : count[slot]].copy(),
-                        stop_reason="stop" if stopped[slot] else "length",
-                    )
-                    done[completion.request.index] = completion
-                    on_completion(completion)
+            finished = [slot for slot in sorted(running) if not active[slot]]
+            choices = None
+            if finished and slots.choices is not None:  # larger than the rest: read only when there is need
+                choices = partition.host_value(self._read_choices(slots.choices))
+            for slot in finished:
+                request = running.pop(slot)
+                completion = Completion(
+                    request=request,
+                    tokens=tokens[slot, : count[slot]].copy(),
+                    logprobs=logprobs[slot, : count[slot]].copy(),
+                    stop_reason="stop" if stopped[slot] else "length",
+                    choices=None if choices is None else own_choices(choices[slot], len(request.prompt) + count[slot]),
+                )
+                done[completion.request.index] = completion
+                on_completion(completion)
         return [done[request.index] for request in requests]
 
     def _refill(
@@ -192,6 +198,13 @@ class Engine:
 
     def _bucket(self, request: Request) -> int:
         return next(bucket for bucket in self._buckets if len(request.prompt) <= bucket)
+
+
+def own_choices(slot: np.ndarray, length: int) -> np.ndarray:
+    """Returns the experts of a finished sequence of `length` tokens; the last token was never run: -1."""
+    choices = slot[:length].copy()
+    choices[-1] = -1
+    return choices
 
 
 def check_prompt(prompt: Sequence[int], limit: int, name: str) -> None:

@@ -26,6 +26,7 @@ class Slots(NamedTuple):
         sampled: [S] int32 number of tokens sampled so far.
         tokens, logprobs: [S, C] what was sampled.
         stopped: [S] bool whether the last sampled token is a stop token.
+        choices: [S, L, mixture layers, k] int16 experts of the token at each position, or None for a dense policy.
     """
 
     cache: cache_lib.Cache
@@ -37,6 +38,14 @@ class Slots(NamedTuple):
     tokens: jax.Array
     logprobs: jax.Array
     stopped: jax.Array
+    choices: jax.Array | None
+
+
+class Prefilled(NamedTuple):
+    """Prompts [P, T] that were run: their cache, and their experts [P, T, mixture layers, k] int16 or None."""
+
+    cache: cache_lib.Cache
+    choices: jax.Array | None
 
 
 class Admission(NamedTuple):
@@ -60,6 +69,8 @@ class Admission(NamedTuple):
 def make_slots(policy: Policy, slots: int, length: int, max_tokens: int) -> Slots:
     """Returns S empty slots for sequences of up to `length` tokens, of which `max_tokens` sampled."""
     zeros = jnp.zeros(slots, jnp.int32)
+    c = policy.config
+    routed = (slots, length, len(c.moe_layers), c.experts_per_token)
     return Slots(
         cache=cache_lib.make_cache(policy.config, slots, length),
         token=zeros,
@@ -70,19 +81,21 @@ def make_slots(policy: Policy, slots: int, length: int, max_tokens: int) -> Slot
         tokens=jnp.zeros((slots, max_tokens), jnp.int32),
         logprobs=jnp.zeros((slots, max_tokens), jnp.float32),
         stopped=zeros > 0,
+        choices=jnp.zeros(routed, jnp.int16) if c.moe_layers else None,
     )
 
 
-def slot_shardings(mesh: Mesh) -> Slots:
+def slot_shardings(policy: Policy, mesh: Mesh) -> Slots:
     """Returns the shardings of Slots on a mesh: slots over the batch axes, heads of the cache over the tensor axis."""
     rows = NamedSharding(mesh, partition.spec(("batch",)))
     shardings: dict[str, Any] = dict.fromkeys(Slots._fields, rows)
     shardings["cache"] = NamedSharding(mesh, partition.spec(cache_lib.AXES))
+    shardings["choices"] = rows if policy.config.moe_layers else None
     return Slots(**shardings)
 
 
-def prefill(policy: Policy, params: Params, tokens: jax.Array) -> cache_lib.Cache:
-    """Returns the cache of prompts tokens [P, T], padded at the end.
+def prefill(policy: Policy, params: Params, tokens: jax.Array) -> Prefilled:
+    """Runs prompts tokens [P, T], padded at the end.
 
     All tokens of a prompt are written but its last is fed again by the first decode step, which makes the first
     logits: so tokens are sampled in one place only.
@@ -90,12 +103,12 @@ def prefill(policy: Policy, params: Params, tokens: jax.Array) -> cache_lib.Cach
     prompts, length = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     empty = cache_lib.make_cache(policy.config, prompts, length)
-    cache = policy.forward(params, tokens, positions, empty).cache
-    assert cache is not None
-    return cache
+    output = policy.forward(params, tokens, positions, empty)
+    assert output.cache is not None
+    return Prefilled(output.cache, None if output.choices is None else output.choices.astype(jnp.int16))
 
 
-def admit(slots: Slots, prompts: cache_lib.Cache, admission: Admission, key: jax.Array) -> Slots:
+def admit(slots: Slots, prompts: Prefilled, admission: Admission, key: jax.Array) -> Slots:
     """Puts prefilled prompts into slots, ready to decode."""
     row_keys = keys.fold_in_rows(keys.fold_in_rows(key, admission.prompt_id), admission.sample)
     at = admission.slot
@@ -103,8 +116,13 @@ def admit(slots: Slots, prompts: cache_lib.Cache, admission: Admission, key: jax
     def put(old: jax.Array, new: jax.Array | int | bool) -> jax.Array:
         return old.at[at].set(new, mode="drop")
 
+    choices = slots.choices
+    if choices is not None and prompts.choices is not None:
+        rows = prompts.choices[admission.source]
+        choices = choices.at[at, : rows.shape[1]].set(rows, mode="drop")
     return slots._replace(
-        cache=cache_lib.admit(slots.cache, prompts, at, admission.source),
+        cache=cache_lib.admit(slots.cache, prompts.cache, at, admission.source),
+        choices=choices,
         token=put(slots.token, admission.token),
         position=put(slots.position, admission.position),
         active=put(slots.active, True),
@@ -143,6 +161,10 @@ def decode(
         count = slots.sampled + slots.active
         column = jnp.where(slots.active, slots.sampled, width)  # inactive rows write nowhere
         assert output.cache is not None
+        choices = slots.choices
+        if choices is not None and output.choices is not None:
+            fed = jnp.where(slots.active, slots.position, choices.shape[1])
+            choices = choices.at[rows, fed].set(output.choices[:, 0].astype(jnp.int16), mode="drop")
         return Slots(
             cache=output.cache,
             token=jnp.where(slots.active, drawn, slots.token),
@@ -153,6 +175,7 @@ def decode(
             tokens=slots.tokens.at[rows, column].set(drawn, mode="drop"),
             logprobs=slots.logprobs.at[rows, column].set(logprobs, mode="drop"),
             stopped=jnp.where(slots.active, stopped, slots.stopped),
+            choices=choices,
         )
 
     def more(carry: tuple[jax.Array, Slots]) -> jax.Array:

@@ -1,5 +1,6 @@
 """Rows laid out as micro-batches."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ ROWS = [
 
 def test_layout_by_hand() -> None:
     batch = make_batch(ROWS, micro_rows=2, length=6, columns=4, aggregation="seq_mean_token_mean", budget=4)
-    assert all(leaf.shape[:2] == (2, 2) for leaf in batch)
+    assert all(leaf.shape[:2] == (2, 2) for leaf in jax.tree.leaves(batch))
     np.testing.assert_array_equal(
         batch.tokens, [[[5, 6, 7, 8, 9, 0], [4, 3, 2, 1, 0, 0]], [[1, 1, 2, 0, 0, 0], [0] * 6]]
     )

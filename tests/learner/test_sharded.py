@@ -25,7 +25,7 @@ from rlvr.policy.transformer import Policy
 from rlvr.rollout.engine import Engine, EngineConfig
 from rlvr.types import Request
 
-# A dense layer and a mixture; every size divides over the meshes below.
+# A dense layer and a mixture with every switch that adds a parameter; every size divides over the meshes below.
 POLICY = Policy(
     PolicyConfig(
         vocab_size=98,
@@ -38,6 +38,20 @@ POLICY = Policy(
         moe_layers=(1,),
         experts=8,
         expert_hidden=40,
+        expert_bias=True,
+        shared_hidden=24,
+        router_scores="sigmoid",
+        router_bias=True,
+        selection_bias=True,
+        router_groups=4,
+        router_groups_kept=2,
+        attention_bias=True,
+        out_bias=True,
+        qk_norm="width",
+        sinks=True,
+        sliding_window=5,
+        window_layers=(0,),
+        norm_place="both",
     )
 )
 MESHES = {
@@ -45,7 +59,20 @@ MESHES = {
     "fsdp_expert_tensor": MeshConfig(data=1, fsdp=2, expert=2, tensor=2),
     "expert_tensor": MeshConfig(data=1, expert=4, tensor=2),
 }
-OBJECTIVE = ObjectiveConfig(kl="k2", kl_coef=0.05, entropy_coef=0.02, balance_coef=0.1, z_coef=0.01)
+OBJECTIVE = ObjectiveConfig(
+    kl="k2", kl_coef=0.05, entropy_coef=0.02, balance_coef=0.1, z_coef=0.01, routing="rollout", bias_rate=0.01
+)
+
+
+def replayed(rows: list[Row]) -> list[Row]:
+    """The rows with experts drawn for each token, but for every fifth row, which has none."""
+    rng = np.random.default_rng(11)
+    out = []
+    for i, row in enumerate(rows):
+        length = len(row.prompt) + len(row.completion)
+        choices = np.argsort(rng.random((length, 1, 8)), axis=-1)[..., :2].astype(np.int16)
+        out.append(row._replace(choices=np.full_like(choices, -1) if i % 5 == 0 else choices))
+    return out
 
 
 @contextlib.contextmanager
@@ -113,7 +140,7 @@ def work(mesh: Mesh, initial: Any, rows: list[Row], descent: OptimizerConfig) ->
 def results(
     make_rows: Callable[..., list[Row]], descent: OptimizerConfig, params_of: Callable[[Policy], Any]
 ) -> Callable[[str], dict[str, Any]]:
-    rows = make_rows(16, vocab=98)
+    rows = replayed(make_rows(16, vocab=98))
     initial = jax.device_get(params_of(POLICY))
 
     @functools.cache

@@ -17,7 +17,7 @@ from rlvr.learner.optimizer import OptimizerConfig, make_optimizer
 from rlvr.learner.state import TrainState
 from rlvr.learner.update import UpdateConfig, make_update_step
 from rlvr.mesh import AXES
-from rlvr.policy.moe import balance_loss, z_loss
+from rlvr.policy.router import BALANCE_LOSSES, z_loss
 from rlvr.policy.transformer import Policy
 
 Tiny = Callable[[str], tuple[Policy, Any]]
@@ -104,7 +104,7 @@ def naive_loss(
         high += jnp.sum(outside & (ratio > 1) & (row.advantage > 0))
         low += jnp.sum(outside & (ratio < 1) & (row.advantage < 0))
     n = sum(len(row.completion) for row in rows)
-    balance, z = balance_loss(output.router, 2), z_loss(output.router)
+    balance, z = BALANCE_LOSSES["switch"](output.router, 2), z_loss(output.router)
     loss = policy_loss + FULL.kl_coef * kl - FULL.entropy_coef * entropy / n
     loss += FULL.balance_coef * balance + FULL.z_coef * z
     return loss, {

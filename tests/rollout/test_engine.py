@@ -47,6 +47,7 @@ def assert_same(a: list[Completion], b: list[Completion], tolerance: float = 0.0
         x, y = first[identity], second[identity]
         np.testing.assert_array_equal(x.tokens, y.tokens)
         np.testing.assert_allclose(x.logprobs, y.logprobs, rtol=0, atol=tolerance)
+        np.testing.assert_equal(x.choices, y.choices)
         assert x.stop_reason == y.stop_reason
 
 
@@ -98,6 +99,20 @@ def test_recorded_logprobs_are_the_learners(run: Any, tiny_policy: Tiny, kind: s
     gap = max(np.max(np.abs(again[i, :n] - completions[i].logprobs)) for i, n in enumerate(lengths))
     assert gap <= 2e-5
     assert np.std(np.concatenate([c.logprobs for c in completions])) > 0.5
+
+
+def test_recorded_experts_are_those_of_the_full_forward(run: Any, tiny_policy: Tiny) -> None:
+    policy, params = tiny_policy("mixed")
+    assert run("dense", REQUESTS[:1])[0].choices is None
+    forward = jax.jit(lambda row, positions: policy.forward(params, row, positions).choices)
+    for c in run("mixed", REQUESTS):
+        row = np.array([*c.request.prompt, *c.tokens], np.int32)
+        padded = np.zeros((1, 24), np.int32)
+        padded[0, : len(row)] = row
+        live = np.asarray(forward(padded, np.arange(24, dtype=np.int32)[None]))[0, : len(row)]
+        assert c.choices is not None and c.choices.shape == (len(row), 1, 2)
+        np.testing.assert_array_equal(c.choices[:-1], live[:-1])  # prompt and completion
+        assert np.all(c.choices[-1] == -1)  # sampled, and never run
 
 
 def test_tokens_are_those_drawn_from_the_full_forward(run: Any, tiny_policy: Tiny) -> None:

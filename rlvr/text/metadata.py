@@ -39,11 +39,11 @@ class Fields:
         self.where = where
         self.values = values
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """Returns a positive integer; raises WeightsError if absent without default or anything else."""
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """Returns an integer of at least `least`; raises WeightsError if absent without default or anything else."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(key, "must be a positive integer")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self.error(key, "must be a positive integer" if least == 1 else f"must be an integer >= {least}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:

@@ -1,92 +1,77 @@
-"""Families of pretrained policies in Hugging Face folders: for each, its name map and the reader of its config.json.
+"""Families of pretrained policies in Hugging Face's format: config.json read and written, and a name map for each.
 
-A new family is a new entry of `FAMILIES`. What a family's metadata can say and our policy cannot do is
-refused by the readers here, field by field: a weight file that loads computes what its authors meant.
+A new family is a new entry of `FAMILIES`. What a config.json can say and our policy cannot do is refused by the
+readers, field by field: weights that load compute what their authors meant. The writers say what they can, and
+`write_config` reads the result back: a policy that a family cannot express is refused by the field that is lost.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from rlvr import errors
 from rlvr.policy.config import PolicyConfig, RopeConfig
 from rlvr.text.metadata import Fields
+from rlvr.weights import dense_families as dense
+from rlvr.weights import moe_families as moe
+from rlvr.weights import names
+from rlvr.weights.layout import Names
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """One family.
 
     Attributes:
-        architectures: accepted entries of `architectures` in a config.json.
-        safetensors_names: our path -> the name in the file, "{i}" for the layer.
-        read_json_config: reads a config.json.
+        architecture: its class in transformers, the entry of `architectures`.
+        names: where its files keep each parameter.
+        read: reads a config.json.
+        write: the inverse, of what `read` can give.
     """
 
-    architectures: tuple[str, ...]
-    safetensors_names: Mapping[str, str]
-    read_json_config: Callable[[Fields], PolicyConfig]
+    architecture: str
+    names: Names
+    read: Callable[[Fields], PolicyConfig]
+    write: Callable[[PolicyConfig], dict[str, Any]]
 
 
-LLAMA_SAFETENSORS_NAMES = {
-    "embed/table": "model.embed_tokens.weight",
-    "layer_{i}/attention_norm/scale": "model.layers.{i}.input_layernorm.weight",
-    "layer_{i}/attention/query": "model.layers.{i}.self_attn.q_proj.weight",
-    "layer_{i}/attention/key": "model.layers.{i}.self_attn.k_proj.weight",
-    "layer_{i}/attention/value": "model.layers.{i}.self_attn.v_proj.weight",
-    "layer_{i}/attention/out": "model.layers.{i}.self_attn.o_proj.weight",
-    "layer_{i}/mlp_norm/scale": "model.layers.{i}.post_attention_layernorm.weight",
-    "layer_{i}/mlp/gate": "model.layers.{i}.mlp.gate_proj.weight",
-    "layer_{i}/mlp/up": "model.layers.{i}.mlp.up_proj.weight",
-    "layer_{i}/mlp/down": "model.layers.{i}.mlp.down_proj.weight",
-    "final_norm/scale": "model.norm.weight",
-    "head/kernel": "lm_head.weight",
+# Keyed by `model_type`.
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", names.LLAMA, dense.read_llama, dense.write_llama),
+    "smollm3": Family("SmolLM3ForCausalLM", names.LLAMA, dense.read_smollm3, dense.write_smollm3),
+    "qwen2": Family("Qwen2ForCausalLM", names.LLAMA, dense.read_qwen2, dense.write_qwen2),
+    "qwen3": Family("Qwen3ForCausalLM", names.QWEN3, dense.read_qwen3, dense.write_qwen3),
+    "gemma3_text": Family("Gemma3ForCausalLM", names.GEMMA3, dense.read_gemma3, dense.write_gemma3),
+    "olmo2": Family("Olmo2ForCausalLM", names.OLMO2, dense.read_olmo2, dense.write_olmo2),
+    "olmo3": Family("Olmo3ForCausalLM", names.OLMO2, dense.read_olmo3, dense.write_olmo3),
+    "mixtral": Family("MixtralForCausalLM", names.MIXTRAL, moe.read_mixtral, moe.write_mixtral),
+    "qwen3_moe": Family("Qwen3MoeForCausalLM", names.QWEN3_MOE, moe.read_qwen3_moe, moe.write_qwen3_moe),
+    "olmoe": Family("OlmoeForCausalLM", names.QWEN3_MOE, moe.read_olmoe, moe.write_olmoe),
+    "gpt_oss": Family("GptOssForCausalLM", names.GPT_OSS, moe.read_gpt_oss, moe.write_gpt_oss),
+    "dots1": Family("Dots1ForCausalLM", names.DOTS1, moe.read_dots1, moe.write_dots1),
 }
 
-def read_llama_json(fields: Fields) -> PolicyConfig:
-    """Reads the config.json of a dense Llama policy; raises WeightsError naming an unsupported field."""
-    fields.require("hidden_act", "silu")
-    fields.require("attention_bias", False)
-    fields.require("mlp_bias", False)
-    fields.require("rope_interleaved", False)
-    fields.require("partial_rotary_factor", 1)
-    fields.require("quantization_config")
-    dim = fields.integer("hidden_size")
-    heads = fields.integer("num_attention_heads")
-    return _checked(
-        fields,
-        PolicyConfig(
-            vocab_size=fields.integer("vocab_size"),
-            dim=dim,
-            layers=fields.integer("num_hidden_layers"),
-            query_heads=heads,
-            kv_heads=fields.integer("num_key_value_heads", heads),
-            head_size=fields.integer("head_dim", max(1, dim // heads)),
-            hidden=fields.integer("intermediate_size"),
-            tied_head=fields.flag("tie_word_embeddings", False),
-            rope=RopeConfig(theta=_read_rope_theta(fields)),
-            norm_epsilon=fields.number("rms_norm_eps", 1e-6),
-        ),
-    )
+# How a policy is run, not what it computes.
+_RUNNING = ("family", "dtype", "moe_backend", "remat")
 
 
-def _read_rope_theta(fields: Fields) -> float:
-    """Reads theta from a field of its own (older files) or from `rope_parameters`; refuses any scaling."""
-    scaling = fields.values.get("rope_scaling")
-    parameters = fields.values.get("rope_parameters")
-    for key, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
-        if value is None:
-            continue
-        if not isinstance(value, dict) or value.get("rope_type", value.get("type", "default")) != "default":
-            raise fields.error(key, "is not supported: only unscaled RoPE (rope_type 'default') is")
-        Fields(f"{fields.where}: {key}", value).require("partial_rotary_factor", 1)
-    if parameters is not None and "rope_theta" in parameters:
-        return Fields(f"{fields.where}: rope_parameters", parameters).number("rope_theta")
-    return fields.number("rope_theta", 10_000.0)
+def read_config(fields: Fields) -> PolicyConfig:
+    """Reads a config.json of any family; `family` of the result is the key of `FAMILIES`.
 
-
-def _checked(fields: Fields, config: PolicyConfig) -> PolicyConfig:
+    Raises:
+        WeightsError: the architecture is not known, or a field is missing, malformed, or means what our policy cannot
+            do.
+    """
+    supported = ", ".join(f"{name} ({family.architecture})" for name, family in FAMILIES.items())
+    name = fields.values.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise fields.error("model_type", f"is not a known family (accepted: {supported})")
+    family = FAMILIES[name]
+    architectures = fields.values.get("architectures")
+    if architectures is not None and (not isinstance(architectures, list) or family.architecture not in architectures):
+        raise fields.error("architectures", f"is not supported (accepted: {family.architecture})")
+    config = dataclasses.replace(family.read(fields), family=name)
     try:
         config.validate()
     except errors.ConfigError as error:
@@ -94,19 +79,67 @@ def _checked(fields: Fields, config: PolicyConfig) -> PolicyConfig:
     return config
 
 
-# Keyed by `model_type` of a config.json.
-FAMILIES = {
-    "llama": Family(
-        architectures=("LlamaForCausalLM",),
-        safetensors_names=LLAMA_SAFETENSORS_NAMES,
-        read_json_config=read_llama_json,
-    ),
-}
+def write_config(config: PolicyConfig, name: str) -> dict[str, Any]:
+    """Returns the config.json of a policy as one of a family.
+
+    Raises:
+        WeightsError: the family is not known, or cannot express the policy; the field it would lose is named.
+    """
+    if name not in FAMILIES:
+        hint = errors.nearest(name, FAMILIES)
+        raise errors.WeightsError(f"family={name!r} is not known{hint} (accepted: {', '.join(FAMILIES)})")
+    family = FAMILIES[name]
+    written = {"architectures": [family.architecture], "model_type": name, **family.write(config)}
+    try:
+        again = read_config(Fields(f"as {name}", written))
+    except errors.WeightsError as error:
+        raise errors.WeightsError(f"the policy cannot be expressed {error}") from error
+    wanted, found = (dataclasses.asdict(canonical(c)) for c in (config, again))
+    for field in wanted:
+        if wanted[field] != found[field]:
+            raise errors.WeightsError(
+                f"the policy cannot be expressed as {name}: {field} would be {found[field]!r}, and is {wanted[field]!r}"
+            )
+    return written
 
 
-def choose_family(fields: Fields, key: str) -> Family:
-    """Returns the family that the field `key` names; raises WeightsError naming what is accepted."""
-    name = fields.values.get(key)
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise fields.error(key, f"is not a known family (accepted: {', '.join(FAMILIES)})")
-    return FAMILIES[name]
+def canonical(config: PolicyConfig) -> PolicyConfig:
+    """Returns the config with every field that changes nothing at its default: equal functions compare equal."""
+    plain = PolicyConfig()
+    idle = list(_RUNNING)
+    if config.activation != "clamped_silu":
+        idle.append("activation_limit")
+    if len(config.moe_layers) == config.layers:
+        idle.append("hidden")
+    if not config.moe_layers:
+        idle += ["experts", "experts_per_token", "expert_hidden", "expert_bias", "shared_hidden", "router_scores"]
+        idle += ["router_bias", "selection_bias", "router_groups", "router_groups_kept"]
+        idle += ["renormalize_gates", "gate_scale"]
+    unscaled_alike = _canonical_rope(config.rope) == RopeConfig(theta=config.window_theta)
+    if not config.window_layers or unscaled_alike:
+        idle.append("window_theta")
+    if not config.window_layers:
+        idle.append("sliding_window")
+    config = dataclasses.replace(config, **{name: getattr(plain, name) for name in idle})
+    return dataclasses.replace(
+        config,
+        moe_layers=tuple(sorted(config.moe_layers)),
+        window_layers=tuple(sorted(config.window_layers)),
+        nope_layers=tuple(sorted(config.nope_layers)),
+        attention_scale=config.attention_scale or config.head_size**-0.5,
+        rope=_canonical_rope(config.rope),
+    )
+
+
+def _canonical_rope(rope: RopeConfig) -> RopeConfig:
+    plain = RopeConfig()
+    idle: list[str] = []
+    if rope.scaling == "none":
+        idle.append("factor")
+    if rope.scaling not in ("llama3", "yarn"):
+        idle.append("original_length")
+    if rope.scaling != "llama3":
+        idle += ["low_frequency", "high_frequency"]
+    if rope.scaling != "yarn":
+        idle += ["beta_slow", "beta_fast", "truncate"]
+    return dataclasses.replace(rope, **{name: getattr(plain, name) for name in idle})

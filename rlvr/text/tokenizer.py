@@ -21,7 +21,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 # Tokens that end a turn or a document wherever they exist as special tokens, whatever the metadata declares:
 # instruction-tuned policies declare one of them and emit the other too.
-STOP_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
+STOP_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>")
 
 
 class Tokenizer(Protocol):

@@ -7,6 +7,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The parsing a
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,11 +53,6 @@ def read_gguf(path: Path) -> GgufPolicy:
     fields.require("split.count", 0, 1)
     stored = {tensor.name: tensor for tensor in reader.tensors}
     shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in stored.items()}
-    if "rope_freqs.weight" in stored:
-        raise errors.WeightsError(
-            f"{where}: the tensor 'rope_freqs.weight' {list(shapes['rope_freqs.weight'])} means scaled RoPE "
-            "(Llama 3.1 and later), which is not supported"
-        )
     embedding = family.names["embed/table"]
     if len(shapes.get(embedding, ())) != 2:
         raise errors.WeightsError(
@@ -68,6 +64,10 @@ def read_gguf(path: Path) -> GgufPolicy:
         config.validate()
     except errors.ConfigError as error:
         raise errors.WeightsError(f"{where}: {error}") from error
+    if family.rope_factors and shapes.get(gguf_families.ROPE_FACTORS) == (config.head_size // 2,):
+        factors = _dequantize(where, stored[gguf_families.ROPE_FACTORS])
+        config = dataclasses.replace(config, rope=gguf_families.read_rope_factors(where, factors, config))
+        del shapes[gguf_families.ROPE_FACTORS]
 
     def fetch(tensor: layout.StoredTensor) -> np.ndarray:
         values = _dequantize(where, stored[tensor.name]).reshape(tensor.shape)
@@ -91,13 +91,32 @@ def deinterleave(rows: np.ndarray, head_size: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
+class _Reader(gguf.GGUFReader):
+    """The library's parser, which refuses an unknown type of tensor without naming the tensor."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        super().__init__(path)
+
+    def _build_tensors(self, start_offs: int, fields: list[gguf.ReaderField]) -> None:
+        known = {int(kind) for kind in gguf.GGMLQuantizationType}
+        for field in fields:
+            _, name, _, _, kind, _ = field.parts
+            if int(kind[0]) not in known:
+                raise errors.WeightsError(
+                    f"{self.path}: the tensor {bytes(name).decode('utf-8', errors='replace')!r} has the unknown type "
+                    f"{int(kind[0])} (accepted: those of ggml up to {max(known)})"
+                )
+        super()._build_tensors(start_offs, fields)
+
+
 def _open(path: Path) -> gguf.GGUFReader:
     try:
         with path.open("rb") as file:
             magic = file.read(4)
         if magic != struct.pack("<I", gguf.GGUF_MAGIC):
             raise errors.WeightsError(f"{path}: not a GGUF file (it starts with {magic!r}, not b'GGUF')")
-        reader = gguf.GGUFReader(path)
+        reader = _Reader(path)
     except OSError as error:
         raise errors.WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
     except errors.WeightsError:

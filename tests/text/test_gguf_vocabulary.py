@@ -61,7 +61,7 @@ def test_stop_tokens_are_the_declared_ones_then_the_known_ones():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "llama"}, "tokenizer.ggml.model='llama' is not supported"),
+        ({"model": "bert"}, "tokenizer.ggml.model='bert' is not supported (accepted: gpt2, llama)"),
         ({"pre": "default"}, "tokenizer.ggml.pre='default' is not a known pre-tokenizer"),
         ({"pre": None}, "tokenizer.ggml.pre=None is not a known pre-tokenizer"),
         ({"tokens": None}, "tokenizer.ggml.tokens must be a list of strings"),

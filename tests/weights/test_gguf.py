@@ -25,9 +25,11 @@ def test_reads_config_and_values(tiny):
     d, h, k, head, f, n = tiny.dims
     read = gguf.read_gguf(tiny.write())
     assert read.config == PolicyConfig(
+        family="llama",
         vocab_size=tiny.vocab,
         dim=d,
         layers=n,
+        context_length=64,
         query_heads=h,
         kv_heads=k,
         head_size=head,
@@ -116,9 +118,13 @@ def test_optional_keys_have_the_defaults_of_the_format(tiny):
         (
             "llama.rope.scaling.type",
             "yarn",
-            "llama.rope.scaling.type='yarn' is not supported (accepted: 'none')",
+            "llama.rope.scaling.type='yarn' is not supported (accepted: 'none', 'linear')",
         ),
-        ("llama.rope.scaling.factor", 8.0, "llama.rope.scaling.factor=8.0 is not supported"),
+        (
+            "llama.rope.scaling.original_context_length",
+            8192,
+            "llama.rope.scaling.original_context_length=8192 is not supported",
+        ),
         ("llama.attention.sliding_window", 16, "llama.attention.sliding_window=16 is not supported"),
         ("llama.expert_count", 8, "llama.expert_count=8 is not supported (accepted: 0)"),
         ("llama.rope.dimension_count", 4, "llama.rope.dimension_count=4 is not supported (accepted: 6)"),
@@ -143,7 +149,7 @@ def test_optional_keys_have_the_defaults_of_the_format(tiny):
             "qwen2",
             "tokenizer.ggml.pre='qwen2' is not a known pre-tokenizer (accepted: smollm",
         ),
-        ("tokenizer.ggml.model", "llama", "tokenizer.ggml.model='llama' is not supported"),
+        ("tokenizer.ggml.model", "bert", "tokenizer.ggml.model='bert' is not supported"),
     ],
 )
 def test_refuses_metadata_it_cannot_honour(tiny, key, value, message):
@@ -157,8 +163,8 @@ def test_refuses_metadata_it_cannot_honour(tiny, key, value, message):
 
 
 def test_refuses_another_architecture(tiny):
-    with pytest.raises(errors.WeightsError, match=r"general.architecture='gemma3' .*accepted: llama"):
-        gguf.read_gguf(tiny.write(arch="gemma3"))
+    with pytest.raises(errors.WeightsError, match=r"general.architecture='gemma2' .*accepted: llama, gemma3"):
+        gguf.read_gguf(tiny.write(arch="gemma2"))
 
 
 def test_refuses_tensors_that_do_not_fit(tiny):
@@ -174,8 +180,8 @@ def test_refuses_tensors_that_do_not_fit(tiny):
     assert "'token_embd.weight' is missing" in message()
     tiny.tensors = whole | {"blk.0.attn_q.bias": np.zeros(24, np.float32)}
     assert "takes: 'blk.0.attn_q.bias' [24]" in message()
-    tiny.tensors = whole | {"rope_freqs.weight": np.ones(3, np.float32)}
-    assert "scaled RoPE" in message()
+    tiny.tensors = whole | {"rope_freqs.weight": np.ones(4, np.float32)}
+    assert "takes: 'rope_freqs.weight' [4]" in message()
     spoiled = whole["blk.0.ffn_down.weight"].copy()
     spoiled[3, 5] = np.nan
     tiny.tensors = whole | {"blk.0.ffn_down.weight": spoiled}

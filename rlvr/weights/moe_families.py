@@ -23,7 +23,7 @@ def read_mixtral(fields: Fields) -> PolicyConfig:
         sliding_window=window,
         window_layers=every if window else (),
         moe_layers=every,
-        experts=fields.integer("num_local_experts"),
+        experts=_read_experts(fields, "num_local_experts", "num_experts"),
         experts_per_token=fields.integer("num_experts_per_tok"),
         expert_hidden=common.hidden,
         renormalize_gates=True,
@@ -59,7 +59,7 @@ def read_qwen3_moe(fields: Fields) -> PolicyConfig:
         sliding_window=fields.integer("sliding_window") if used else 0,
         window_layers=tuple(range(common.layers)) if used else (),
         moe_layers=tuple(i for i in range(common.layers) if i not in dense and (i + 1) % step == 0),
-        experts=fields.integer("num_experts"),
+        experts=_read_experts(fields, "num_experts", "num_local_experts"),
         experts_per_token=fields.integer("num_experts_per_tok"),
         expert_hidden=fields.integer("moe_intermediate_size"),
         renormalize_gates=fields.flag("norm_topk_prob", False),
@@ -95,7 +95,7 @@ def read_olmoe(fields: Fields) -> PolicyConfig:
         qk_norm="width",
         rope=read_rope(fields, 10_000.0),
         moe_layers=tuple(range(common.layers)),
-        experts=fields.integer("num_experts"),
+        experts=_read_experts(fields, "num_experts", "num_local_experts"),
         experts_per_token=fields.integer("num_experts_per_tok"),
         expert_hidden=common.hidden,
         renormalize_gates=fields.flag("norm_topk_prob", False),
@@ -134,7 +134,7 @@ def read_gpt_oss(fields: Fields) -> PolicyConfig:
         activation="clamped_silu",
         activation_limit=fields.number("swiglu_limit", 7.0),
         moe_layers=tuple(range(common.layers)),
-        experts=fields.integer("num_local_experts"),
+        experts=_read_experts(fields, "num_local_experts", "num_experts"),
         experts_per_token=fields.integer("num_experts_per_tok"),
         expert_hidden=common.hidden,
         expert_bias=True,
@@ -175,7 +175,7 @@ def read_dots1(fields: Fields) -> PolicyConfig:
         sliding_window=window,
         window_layers=layers,
         moe_layers=tuple(range(dense, common.layers)),
-        experts=fields.integer("n_routed_experts"),
+        experts=_read_experts(fields, "n_routed_experts", "num_local_experts"),
         experts_per_token=fields.integer("num_experts_per_tok"),
         expert_hidden=hidden,
         shared_hidden=hidden * fields.integer("n_shared_experts"),
@@ -206,3 +206,8 @@ def write_dots1(config: PolicyConfig) -> dict[str, Any]:
             "routed_scaling_factor": config.gate_scale,
         }
     )
+
+
+def _read_experts(fields: Fields, key: str, alias: str) -> int:
+    """Reads how many experts there are: versions of transformers write one name or the other."""
+    return fields.integer(alias if fields.values.get(key) is None and fields.values.get(alias) is not None else key)

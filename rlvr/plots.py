@@ -97,6 +97,12 @@ def draw_plots(rows: Rows, eval_counts: Mapping[str, int]) -> list[str]:
         _plot_gradient(rows),
         _plot("Learning rate", "learning rate", rows, [("optimizer/lr", "learning rate")]),
         _plot("MoE router: busiest expert", "load", rows, [("moe/load_max", "load")]),
+        _plot(
+            "MoE router: experts changed since sampling",
+            "fraction of tokens and layers",
+            rows,
+            [("moe/choices_changed", "changed")],
+        ),
         _plot("MoE router: entropy", "nats", rows, [("moe/router_entropy", "entropy")]),
         _plot("MoE losses", "loss", rows, [("moe/balance_loss", "load balance"), ("moe/z_loss", "z")], log=True),
         _plot("Rollout speed", "tokens per second", rows, [("rollout/tokens_per_s", "sampled")]),

@@ -3,7 +3,8 @@
     python -m launch.import_weights --source=SmolLM2-135M-Instruct.Q4_1.gguf --output=weights/smollm2
 
 The source is a .gguf file, a folder that holds one, or a Hugging Face folder (config.json, safetensors,
-tokenizer.json). The output is a policy folder; it appears whole or not at all.
+tokenizer.json). The output is a policy folder; it appears whole or not at all. Parameters go to the devices one after
+the other, split as --fsdp, --expert and --tensor say: no device or host need hold all of them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from absl import app, flags
 
-from launch import cli
+from launch import cli, mesh_flags
 from rlvr import checkpoint, errors
+from rlvr.parts import check_mesh
 from rlvr.weights import importer, layout
 
 SOURCE = flags.DEFINE_string("source", None, "What to import: a .gguf file or a folder.", required=True)
@@ -29,7 +31,8 @@ def main(argv: Sequence[str]) -> None:
     # Reading takes a while: say at once what writing would refuse at the end.
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise errors.WeightsError(f"--output={output}: exists and is not an empty folder")
-    policy = importer.read_weights(Path(SOURCE.value))
+    mesh = mesh_flags.mesh()
+    policy = importer.read_weights(Path(SOURCE.value), mesh, lambda config: check_mesh(config, mesh))
     print(
         f"read {layout.count_parameters(policy.params):,} parameters in {policy.config.layers} layers from "
         f"{SOURCE.value} (stored as {', '.join(policy.stored_types)}; read as float32)",

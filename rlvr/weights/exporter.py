@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +45,17 @@ def export_policy(
         WeightsError: the folder is not empty or cannot be written, no family is known, the family cannot express the
             policy, or a parameter is not finite in `dtype`.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise errors.WeightsError(f"{folder} exists and is not an empty folder: choose another or remove it")
-    name = family or config.family
-    if not name:
-        raise errors.WeightsError(
-            "policy.family='': the policy does not say what family it is of; name the one to write it as "
-            f"(accepted: {', '.join(families.FAMILIES)})"
-        )
-    described = families.write_config(config, name) | {
+    check_output(folder)
+    values = describe(config, family)
+    described = values | {
         "dtype": dtype,
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": list(tokenizer.stop_ids),
         # Not the tokenizer's: a row of the embedding that transformers takes for padding gets no gradient there.
         "pad_token_id": None,
     }
-    tensors = layout.group(layout.expand_names(config, families.FAMILIES[name].names), lambda tensor: tensor.name)
+    expanded = layout.expand_names(config, families.FAMILIES[values["model_type"]].names)
+    tensors = layout.group(sorted(expanded, key=_layer), lambda tensor: tensor.name)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -77,7 +74,23 @@ def export_policy(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _reader(params: Params) -> Any:
+def check_output(folder: Path) -> None:
+    """Raises WeightsError unless the folder is absent or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise errors.WeightsError(f"{folder} exists and is not an empty folder: choose another or remove it")
+
+
+def describe(config: PolicyConfig, family: str) -> dict[str, Any]:
+    """Returns the policy's part of config.json; arguments and errors as of `export_policy`."""
+    if not (family or config.family):
+        raise errors.WeightsError(
+            "policy.family='': the policy does not say what family it is of; name the one to write it as "
+            f"(accepted: {', '.join(families.FAMILIES)})"
+        )
+    return families.write_config(config, family or config.family)
+
+
+def _reader(params: Params) -> Callable[[str], np.ndarray]:
     """Returns a function from a path to the parameter on the host, which remembers the last: many tensors may share
     it."""
     flat = {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
@@ -91,6 +104,12 @@ def _reader(params: Params) -> Any:
         return last[path]
 
     return read
+
+
+def _layer(tensor: layout.StoredTensor) -> int:
+    """Returns the layer of a tensor, -1 where it has none, so that a shard holds whole layers."""
+    found = re.match(r"layer_(\d+)/", tensor.path)
+    return int(found[1]) if found else -1
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -224,7 +224,7 @@ def write_safetensors(
         shard_bytes: a file holds at most this much, or one tensor.
 
     Raises:
-        WeightsError: a value is not finite in `dtype`.
+        WeightsError: a value is not finite in `dtype`, or a file cannot be written.
     """
     sizes = {name: int(np.prod(pieces[0].shape)) * np.dtype(DTYPES[dtype]).itemsize for name, pieces in tensors.items()}
     shards: list[list[str]] = [[]]
@@ -239,7 +239,10 @@ def write_safetensors(
     for number, names in enumerate(shards, 1):
         file = SINGLE_FILE if len(shards) == 1 else SHARD_FILE.format(number, len(shards))
         values = {name: layout.pack(tensors[name], read, DTYPES[dtype]) for name in names}
-        save_file(values, folder / file, metadata={"format": "pt"})
+        try:
+            save_file(values, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise errors.WeightsError(f"{folder / file} cannot be written: {error}") from error
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

@@ -139,7 +139,7 @@ def make_model(family: str, **changes: Any) -> Any:
 
 
 def logprobs(model: Any, tokens: Any, left: tuple[int, ...] = (), right: tuple[int, ...] = ()) -> Any:
-    """Returns log-probs [B, T, V] of tokens [B, T], each row padded by so many tokens on each side and cut out again."""
+    """Returns log-probs [B, T, V] of tokens [B, T], each row padded on each side and cut out again."""
     batch, length = tokens.shape
     left, right = left or (0,) * batch, right or (0,) * batch
     width = max(a + length + b for a, b in zip(left, right, strict=True))

@@ -1,5 +1,6 @@
 """Parity with transformers, family by family: the same weights, read from its files, compute the same."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from rlvr import errors
 from rlvr.policy.cache import make_cache
 from rlvr.policy.transformer import Policy
 from rlvr.text.tokenizer import ByteTokenizer
-from rlvr.weights import exporter, families, importer, safetensors
+from rlvr.weights import exporter, importer, safetensors
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -87,3 +90,65 @@ def test_computes_what_transformers_computes(family: str, tmp_path: Path) -> Non
     )
     assert not any(info.values()), info
     np.testing.assert_allclose(reference.logprobs(again.eval(), tokens), ours, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt_oss"])
+def test_gradients_are_those_of_torch(family: str, tmp_path: Path) -> None:
+    model = reference.make_model(family)
+    read = importer.read_weights(save(model, tmp_path))
+    policy, tokens = Policy(read.config), random_tokens()
+
+    def mean_logprob(params: Any, tokens: jax.Array) -> jax.Array:
+        found = all_logprobs(policy, params, tokens)[:, :-1]
+        return jnp.take_along_axis(found, tokens[:, 1:, None], axis=-1).mean()
+
+    ours = jax.jit(jax.grad(mean_logprob))(read.params, tokens)
+
+    ids = torch.tensor(tokens, dtype=torch.long)
+    found = torch.log_softmax(model(ids).logits[:, :-1], -1)
+    found.gather(-1, ids[:, 1:, None]).mean().backward()
+    # Gradients have the layout of the weights: the reader brings them into ours.
+    for parameter in model.parameters():
+        parameter.data = parameter.grad
+    theirs = importer.read_weights(save(model, tmp_path)).params
+
+    def compare(path: Any, a: jax.Array, b: np.ndarray) -> None:
+        assert np.abs(b).max() > 0, path
+        assert np.abs(a - b).max() <= 1e-3 * np.abs(b).max(), path
+
+    jax.tree_util.tree_map_with_path(compare, ours, theirs)
+
+
+def test_mxfp4_experts_are_what_transformers_makes_of_them(tmp_path: Path) -> None:
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    width, hidden, experts = 64, 32, 5
+    model = reference.make_model("gpt_oss", hidden_size=width, intermediate_size=hidden)
+    folder = save(model, tmp_path)
+    file = folder / safetensors.SINGLE_FILE
+    stored, rng = load_file(file), np.random.default_rng(0)
+    plain, packed = dict(stored), dict(stored)
+    for name in [name for name in stored if name.endswith(("gate_up_proj", "down_proj"))]:
+        outs, ins = stored[name].shape[2], stored[name].shape[1]
+        blocks = rng.integers(0, 256, size=(experts, outs, ins // 32, 16), dtype=np.uint8)
+        scales = rng.integers(110, 132, size=blocks.shape[:-1], dtype=np.uint8)
+        values = convert_moe_packed_tensors(torch.tensor(blocks), torch.tensor(scales))
+        plain[name] = values.float().numpy()
+        del packed[name]
+        packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    save_file(plain, file)
+    expected = importer.read_weights(folder).params
+    save_file(packed, file)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
+    read = importer.read_weights(folder)
+    assert read.stored_types == ("F32", "MXFP4")
+    jax.tree.map(np.testing.assert_array_equal, read.params, expected)
+
+    name = "model.layers.1.mlp.experts.down_proj"
+    save_file({key: value for key, value in packed.items() if key != f"{name}_scales"}, file)
+    with pytest.raises(errors.WeightsError, match=f"the tensor '{name}_scales' is missing"):
+        importer.read_weights(folder)
+    save_file(packed | {f"{name}_scales": np.zeros((experts, width, 2), np.uint8)}, file)
+    with pytest.raises(errors.WeightsError, match="do not fit; expected"):
+        importer.read_weights(folder)

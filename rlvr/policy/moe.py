@@ -7,6 +7,7 @@ drops a token, and none holds anything of shape [tokens, experts, D].
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from rlvr import partition
 from rlvr.policy.config import PolicyConfig
+from rlvr.policy.grouped import grouped_dot, permute
 from rlvr.policy.mlp import gated
 from rlvr.policy.parameters import BIAS, adapter, fan_in, param, zeros
 from rlvr.policy.router import RouterStats, choose_experts, compute_gates, router_stats, score_experts
@@ -191,93 +193,44 @@ def dense_experts(
     return jnp.einsum("END,NE->ND", out, weight.astype(x.dtype))
 
 
-def sort_by_expert(choices: jax.Array, experts: int, first: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sorts the assignments [N, k] by local expert, foreign ones last.
-
-    Returns:
-        (order [N*k]: assignment at each sorted place, owner [N*k]: its local expert, or `experts` if foreign,
-        sizes [experts]: assignments of each local expert).
-    """
-    owner = choices.reshape(-1) - first
-    owner = jnp.where((owner >= 0) & (owner < experts), owner, experts)
-    order = jnp.argsort(owner, stable=True)
-    sizes = jnp.sum(owner[:, None] == jnp.arange(experts)[None, :], axis=0, dtype=jnp.int32)
-    return order, owner[order], sizes
-
-
-def combine(rows: jax.Array, places: jax.Array, gates: jax.Array) -> jax.Array:
-    """Sums gate * rows[place] over a token's k assignments, in the fixed order of the choices.
+def sorted_experts(
+    grouped: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    choices: jax.Array,
+    gates: jax.Array,
+    weights: Experts,
+    first: jax.Array,
+    config: PolicyConfig,
+) -> jax.Array:
+    """Sorts the assignments by expert and multiplies them group by group. See `dense_experts`.
 
     Args:
-        rows: [M, D]; places: [N, k], M or more means no contribution from here; gates: [N, k].
-    """
-    picked = rows.at[places].get(mode="fill", fill_value=0)  # [N, k, D]
-    return jnp.einsum("NkD,Nk->ND", picked, gates.astype(rows.dtype))
-
-
-def ragged_experts(
-    x: jax.Array, choices: jax.Array, gates: jax.Array, weights: Experts, first: jax.Array, config: PolicyConfig
-) -> jax.Array:
-    """Sorted grouped product by `jax.lax.ragged_dot`: for TPU and GPU. See `dense_experts`."""
-    tokens, k = choices.shape
-    experts = weights.gate.weight.shape[0]
-    order, owner, sizes = sort_by_expert(choices, experts, first)
-    out = feed_forward(
-        x[order // k],
-        weights,
-        config,
-        lambda a, w: jax.lax.ragged_dot(a, w, sizes),
-        lambda bias: bias[jnp.minimum(owner, experts - 1)],
-    )
-    places = jnp.zeros_like(order).at[order].set(jnp.arange(tokens * k, dtype=order.dtype)).reshape(tokens, k)
-    local = places < jnp.sum(sizes)  # rows past the groups are zero by the reference semantics only
-    return combine(out, jnp.where(local, places, tokens * k), gates)
-
-
-def blocked_experts(
-    x: jax.Array, choices: jax.Array, gates: jax.Array, weights: Experts, first: jax.Array, config: PolicyConfig
-) -> jax.Array:
-    """Sorted blocks of one expert each, as one batched product: for CPU, where `ragged_dot` costs E/k times more.
-
-    Each expert's rows are padded to whole blocks, so the number of blocks is static: at most N*k/block + E.
-    See `dense_experts`.
+        grouped: (rows [M, in] sorted by group, weights [G, in, out], sizes [G]) -> [M, out]; whatever it leaves in
+            rows past the groups is not used.
     """
     tokens, k = choices.shape
     experts = weights.gate.weight.shape[0]
-    block = block_size(tokens * k, experts)
-    blocks = tokens * k // block + experts
-    order, owner, sizes = sort_by_expert(choices, experts, first)
-    ends = jnp.cumsum((sizes + block - 1) // block)  # in blocks
-    # Where each sorted assignment goes: its expert's first block, plus its rank among that expert's assignments.
-    first_row = jnp.concatenate([(ends - (sizes + block - 1) // block) * block, jnp.array([blocks * block])])
-    first_rank = jnp.concatenate([jnp.cumsum(sizes) - sizes, jnp.array([0])])
-    place = first_row[owner] + jnp.arange(tokens * k) - first_rank[owner]
-    place = jnp.where(owner < experts, place, blocks * block)
-    source = jnp.full((blocks * block,), tokens).at[place].set(order // k, mode="drop")
-    rows = x.at[source].get(mode="fill", fill_value=0).reshape(blocks, block, -1)
-    expert = jnp.minimum(jnp.searchsorted(ends, jnp.arange(blocks), side="right"), experts - 1)
+    owner = choices.reshape(-1) - first
+    owner = jnp.where((owner >= 0) & (owner < experts), owner, experts)  # foreign ones last
+    order = jnp.argsort(owner, stable=True)
+    inverse = jnp.zeros_like(order).at[order].set(jnp.arange(tokens * k, dtype=order.dtype))
+    sizes = jnp.sum(owner[:, None] == jnp.arange(experts)[None, :], axis=0, dtype=jnp.int32)
+    repeated = jnp.broadcast_to(x[:, None, :], (tokens, k, x.shape[1])).reshape(tokens * k, -1)
     out = feed_forward(
-        rows,
+        permute(repeated, order, inverse),
         weights,
         config,
-        lambda a, w: jnp.einsum("nbi,nio->nbo", a, w[expert]),
-        lambda bias: bias[expert][:, None, :],
+        lambda a, w: grouped(a, w, sizes),
+        lambda bias: bias[jnp.minimum(owner[order], experts - 1)],
     )
-    places = jnp.zeros_like(place).at[order].set(place).reshape(tokens, k)
-    return combine(out.reshape(blocks * block, -1), places, gates)
-
-
-def block_size(assignments: int, experts: int) -> int:
-    """Rows a block: about half an expert's fair share, between 8 and 128, so that padding stays a small part."""
-    size = 8
-    while size < 128 and size * 4 <= assignments // experts:
-        size *= 2
-    return size
+    mine = (owner < experts)[:, None]
+    out = jnp.where(mine, permute(out, inverse, order), 0).reshape(tokens, k, -1)
+    return jnp.einsum("NkD,Nk->ND", out, gates.astype(out.dtype))
 
 
 BACKENDS: dict[str, Callable[..., jax.Array]] = {
-    "blocked": blocked_experts,
-    "ragged": ragged_experts,
+    "blocked": functools.partial(sorted_experts, grouped_dot),
+    "ragged": functools.partial(sorted_experts, lambda rows, weights, sizes: jax.lax.ragged_dot(rows, weights, sizes)),
     "dense": dense_experts,
 }
 

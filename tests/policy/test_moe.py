@@ -7,7 +7,8 @@ import pytest
 import scipy.special
 
 from rlvr.policy.config import PolicyConfig
-from rlvr.policy.moe import BACKENDS, Experts, Projection, block_size
+from rlvr.policy.grouped import block_size, grouped_dot, permute
+from rlvr.policy.moe import BACKENDS, Experts, Projection
 
 N, D, F, E, TOP = 70, 12, 20, 8, 2
 RNG = np.random.default_rng(0)
@@ -100,3 +101,33 @@ def test_ragged_uses_no_row_past_its_groups(monkeypatch: pytest.MonkeyPatch) -> 
     arrays = (jnp.asarray(a) for a in (X, choices, GATES))
     out = BACKENDS["ragged"](*arrays, weights, jnp.int32(first), CONFIG)
     np.testing.assert_allclose(out, loop(choices, first, count), atol=2e-5)
+
+
+@pytest.mark.parametrize("sizes", [[30, 0, 1, 24, 0, 7], [0, 0, 0, 0, 0, 62], [9, 9, 9, 9, 9, 9], [0] * 6])
+def test_grouped_dot_is_a_loop_over_groups(sizes: list[int]) -> None:
+    rng = np.random.default_rng(1)
+    rows, weights = (rng.normal(size=s).astype(np.float32) for s in ((62, 12), (6, 12, 20)))
+    total = sum(sizes)
+    cotangent = np.where(np.arange(62)[:, None] < total, rng.normal(size=(62, 20)), 0.0).astype(np.float32)
+    ends = np.cumsum(sizes)
+    expected, by_rows, by_weights = np.zeros((62, 20)), np.zeros((62, 12)), np.zeros((6, 12, 20))
+    for g, end in enumerate(ends):
+        own = slice(end - sizes[g], end)
+        expected[own] = rows[own].astype(np.float64) @ weights[g]
+        by_rows[own] = cotangent[own].astype(np.float64) @ weights[g].T
+        by_weights[g] = rows[own].astype(np.float64).T @ cotangent[own]
+    out, pull = jax.vjp(lambda r, w: grouped_dot(r, w, jnp.array(sizes)), jnp.asarray(rows), jnp.asarray(weights))
+    np.testing.assert_allclose(out[:total], expected[:total], atol=1e-5)
+    assert np.all(np.isfinite(out))
+    got_rows, got_weights = pull(jnp.asarray(cotangent))
+    np.testing.assert_allclose(got_rows[:total], by_rows[:total], atol=1e-5)
+    np.testing.assert_allclose(got_weights, by_weights, atol=2e-5)
+
+
+def test_the_gradient_of_a_permutation_is_its_inverse() -> None:
+    order = np.random.default_rng(2).permutation(9)
+    inverse = np.argsort(order)
+    x, cotangent = (jnp.asarray(np.random.default_rng(i).normal(size=(9, 3)), jnp.float32) for i in (3, 4))
+    out, pull = jax.vjp(lambda x: permute(x, jnp.asarray(order), jnp.asarray(inverse)), x)
+    np.testing.assert_array_equal(out, x[order])
+    np.testing.assert_array_equal(pull(cotangent)[0], cotangent[inverse])

@@ -239,10 +239,13 @@ def write_safetensors(
     for number, names in enumerate(shards, 1):
         file = SINGLE_FILE if len(shards) == 1 else SHARD_FILE.format(number, len(shards))
         values = {name: layout.pack(tensors[name], read, DTYPES[dtype]) for name in names}
+        (folder / file).touch()
+        mode = (folder / file).stat().st_mode
         try:
             save_file(values, folder / file, metadata={"format": "pt"})
         except SafetensorError as error:
             raise errors.WeightsError(f"{folder / file} cannot be written: {error}") from error
+        (folder / file).chmod(mode)  # the library makes it readable by its owner only
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

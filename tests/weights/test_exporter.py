@@ -168,7 +168,7 @@ def test_imports_onto_a_mesh(tmp_path: Path, params_of: Any) -> None:
     for path, value in flatten(params).items():
         np.testing.assert_array_equal(read[path], value, err_msg=path)
     mesh = make_mesh(MeshConfig(expert=8))
-    with pytest.raises(errors.ConfigError, match="policy.experts=4 does not divide over mesh axes expert = 8"):
+    with pytest.raises(errors.ConfigError, match=r"policy\.experts=4 does not divide over mesh axes expert = 8"):
         importer.read_weights(tmp_path / "out", mesh, lambda config: check_mesh(config, mesh))
 
 

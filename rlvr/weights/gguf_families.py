@@ -186,7 +186,7 @@ def read_rope_factors(where: str, factors: np.ndarray, config: PolicyConfig) -> 
     scaled = dataclasses.replace(
         config.rope,
         scaling="llama3",
-        factor=float(str(np.float32(largest))),
+        factor=float(f"{largest:.6g}"),  # what is left of a quotient of two float32 values
         original_length=8192,
         low_frequency=1.0,
         high_frequency=4.0,

@@ -167,6 +167,7 @@ class Tiny:
     dims = (D, H, K, HEAD, F, LAYERS)
     make_weights = staticmethod(make_weights)
     to_gguf = staticmethod(to_gguf)
+    write_gguf = staticmethod(write_gguf)
     train_tokenizer = staticmethod(train_tokenizer)
     default_metadata = staticmethod(default_metadata)
 
@@ -199,4 +200,14 @@ def real_gguf() -> Path:
     found = [Path(named)] if named else sorted(ROOT.glob("weights/**/SmolLM2-135M-Instruct*.gguf"))
     if not found:
         pytest.skip("no SmolLM2 GGUF: run scripts/fetch_smollm2.sh or set RLVR_SMOLLM2")
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def gemma3_gguf() -> Path:
+    """Gemma 3 270M as scripts/fetch_gemma3.sh leaves it, or where RLVR_GEMMA3 says."""
+    named = os.environ.get("RLVR_GEMMA3")
+    found = [Path(named)] if named else sorted(ROOT.glob("weights/**/gemma-3-270m*.gguf"))
+    if not found:
+        pytest.skip("no Gemma 3 GGUF: run scripts/fetch_gemma3.sh or set RLVR_GEMMA3")
     return found[0]

@@ -1,4 +1,6 @@
+import dataclasses
 import itertools
+import struct
 import unicodedata
 
 import gguf as gguf_package
@@ -8,7 +10,7 @@ import pytest
 from rlvr import errors
 from rlvr.policy.config import PolicyConfig, RopeConfig
 from rlvr.text import chat
-from rlvr.weights import gguf, importer, layout
+from rlvr.weights import gguf, gguf_families, importer, layout
 
 Q8_0, Q4_1 = gguf_package.GGMLQuantizationType.Q8_0, gguf_package.GGMLQuantizationType.Q4_1
 
@@ -110,6 +112,82 @@ def test_optional_keys_have_the_defaults_of_the_format(tiny):
         del tiny.metadata[key]
     tiny.metadata["llama.rope.scaling.type"] = "none"
     assert gguf.read_gguf(tiny.write()).config.rope.theta == 10_000.0
+
+
+def llama3_factors(factor, theta, head_size, **changes):
+    """What llama.cpp's converter writes for a Llama 3.1 policy, from the library's own frequencies: [h/2]."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    rope = {"rope_type": "llama3", "rope_theta": theta, "factor": factor, "original_max_position_embeddings": 8192}
+    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} | changes
+    config = transformers.LlamaConfig(head_dim=head_size, rope_parameters=rope)
+    initialise = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"]
+    scaled, magnitude = initialise(config, torch.device("cpu"))
+    assert magnitude == 1.0
+    plain = theta ** (-np.arange(0, head_size, 2) / head_size)
+    return (plain / scaled.double().numpy()).astype(np.float32)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])  # Llama 3.1 and 3.2
+def test_rope_factors_give_the_scaling_of_llama3(tiny, factor):
+    tiny.metadata["llama.rope.freq_base"] = 500_000.0
+    tiny.tensors["rope_freqs.weight"] = llama3_factors(factor, 500_000.0, 6)
+    read = gguf.read_gguf(tiny.write())
+    expected = RopeConfig(theta=500_000.0, scaling="llama3", factor=factor, original_length=8192)
+    assert read.config.rope == expected
+    # The real head size has pairs of all three kinds: left alone, blended, and slowed by the whole factor.
+    factors = llama3_factors(factor, 500_000.0, 128)
+    assert np.sum((factors > 1.01) & (factors < 0.99 * factor)) > 3
+    config = dataclasses.replace(read.config, head_size=128, rope=RopeConfig(theta=500_000.0))
+    assert gguf_families.read_rope_factors("f", factors, config) == expected
+
+
+def test_rope_factors_of_one_mean_no_scaling(tiny):
+    tiny.tensors["rope_freqs.weight"] = np.ones(3, np.float32)
+    assert gguf.read_gguf(tiny.write()).config.rope == RopeConfig(theta=5000.0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"original_max_position_embeddings": 4096}, {"low_freq_factor": 1.01}, {"high_freq_factor": 3.9}]
+)
+def test_refuses_other_rope_factors(tiny, changes):
+    config = PolicyConfig(head_size=128, rope=RopeConfig(theta=500_000.0))
+    with pytest.raises(
+        errors.WeightsError, match=r"f: the tensor 'rope_freqs.weight' \[64\], 1 to 8, is not supported"
+    ):
+        gguf_families.read_rope_factors("f", llama3_factors(8.0, 500_000.0, 128, **changes), config)
+    for bad in (np.nan, 0.0, -1.0):
+        tiny.tensors["rope_freqs.weight"] = np.array([1.0, 1.0, bad], np.float32)
+        with pytest.raises(errors.WeightsError, match=r"rope_freqs\.weight"):
+            gguf.read_gguf(tiny.write())
+    tiny.metadata |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
+    tiny.tensors["rope_freqs.weight"] = np.array([1.0, 1.0, 8.0], np.float32)
+    with pytest.raises(errors.WeightsError, match="RoPE is scaled twice"):
+        gguf.read_gguf(tiny.write())
+
+
+def test_linear_scaling_is_read_with_and_without_its_type(tiny):
+    tiny.metadata["llama.rope.scaling.factor"] = 4.0
+    expected = RopeConfig(theta=5000.0, scaling="linear", factor=4.0)
+    assert gguf.read_gguf(tiny.write()).config.rope == expected
+    tiny.metadata["llama.rope.scaling.type"] = "linear"
+    assert gguf.read_gguf(tiny.write()).config.rope == expected
+
+
+def test_a_type_that_cannot_be_read_is_refused_by_the_name_of_the_tensor(tiny):
+    name = "blk.1.attn_k.weight"
+    whole = tiny.write().read_bytes()
+    # In the header: the name, the number of dimensions, the dimensions, the type.
+    at = whole.index(name.encode()) + len(name) + 4 + 2 * 8
+    assert whole[at : at + 4] == bytes(4)  # F32
+    for kind, message in (
+        (99, f"the tensor '{name}' has the unknown type 99 (accepted: those of ggml up to "),
+        (26, f"the tensor '{name}' has type I32, which cannot be read"),
+    ):
+        tiny.path.write_bytes(whole[:at] + struct.pack("<I", kind) + whole[at + 4 :])
+        with pytest.raises(errors.WeightsError) as caught:
+            gguf.read_gguf(tiny.path)
+        assert f"{tiny.path}: {message}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

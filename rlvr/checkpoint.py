@@ -4,12 +4,13 @@ A run's checkpoint at step s holds what step s starts from: `params`, `opt_state
 asynchronous; a save that fails is reported and the run goes on with the last good checkpoint.
 
 A policy folder holds `policy.json`, `tokenizer/` and `params/`. A run's workdir holds the first two as well, so
-`load_policy` takes either.
+`load_policy` takes either. What is saved of a run with adapters is the adapters; `lora.json` tells of the rest.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import json
 import logging
@@ -23,8 +24,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
-from rlvr import errors, partition
+from rlvr import adaptation, errors, partition
+from rlvr.adaptation import Adaptation
 from rlvr.learner.state import TrainState
+from rlvr.policy import lora
 from rlvr.policy.config import PolicyConfig, RopeConfig
 from rlvr.policy.transformer import Params, Policy
 from rlvr.text.tokenizer import Tokenizer, load_tokenizer
@@ -208,12 +211,17 @@ def save_params(folder: Path, params: Params) -> None:
 
 
 def load_params(folder: Path, config: PolicyConfig, mesh: Mesh | None) -> Params:
-    """Reads parameters, sharded over `mesh` (or on the default device).
+    """Reads all parameters of a policy, sharded over `mesh` (or on the default device); see `load_tree`."""
+    policy = Policy(config)
+    return load_tree(folder, _placed(policy.abstract_params(), policy.logical_axes(), mesh))
+
+
+def load_tree(folder: Path, target: Params) -> Params:
+    """Reads the parameters that `target` describes, a tree of ShapeDtypeStructs with shardings.
 
     Raises:
         WeightsError: the folder is missing or damaged, or a tensor is missing, left over or misshapen.
     """
-    target = _abstract_params(config, mesh)
     if not folder.is_dir():
         raise errors.WeightsError(f"there are no parameters at {folder}")
     try:
@@ -275,30 +283,68 @@ class LoadedPolicy(NamedTuple):
     tokenizer: Tokenizer
 
 
-def load_policy(folder: Path, mesh: Mesh | None = None) -> LoadedPolicy:
-    """Reads a policy folder, or the newest checkpoint of a run's workdir.
+def load_policy(folder: Path, mesh: Mesh | None = None, step: int | None = None) -> LoadedPolicy:
+    """Reads a policy folder, or a checkpoint of a run's workdir; adapters are merged into their base.
+
+    Args:
+        folder: either of them.
+        mesh: the parameters are sharded over it; None means on the default device.
+        step: which checkpoint; None means the newest.
 
     Raises:
-        WeightsError: something is missing or damaged; it is named.
+        WeightsError: something is missing, damaged or no longer what it was; it is named.
     """
     config = read_policy_config(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
-    source = find_params(folder)
-    return LoadedPolicy(Policy(config), load_params(source, config, mesh), tokenizer)
+    return LoadedPolicy(Policy(config), load_merged_params(folder, config, mesh, step), tokenizer)
 
 
-def find_params(folder: Path) -> Path:
-    """Returns where the parameters of a policy folder, or of the newest checkpoint of a run's workdir, are.
+def load_merged_params(folder: Path, config: PolicyConfig, mesh: Mesh | None, step: int | None = None) -> Params:
+    """Reads the parameters of `load_policy`, given its config."""
+    adapted = adaptation.read(folder)
+    if adapted is None:
+        return load_params(find_params(folder, step), config, mesh)
+    adapters = load_adapters(folder, adapted, config, mesh, step)
+    if not Path(adapted.base).is_dir():
+        raise errors.WeightsError(
+            f"{folder} holds adapters of the policy at {adapted.base}, which is not there: put it back, or write "
+            f"where it is into {folder / adaptation.FILE}"
+        )
+    base = load_merged_params(Path(adapted.base), config, mesh)
+    adaptation.check_base(folder, adapted, base)
+    shardings = jax.tree.map(lambda x: x.sharding, base)
+    merge = jax.jit(functools.partial(lora.merge, alpha=adapted.lora.alpha), out_shardings=shardings, donate_argnums=0)
+    merged: Params = merge(base, adapters)
+    return merged
+
+
+def load_adapters(
+    folder: Path, adapted: Adaptation, config: PolicyConfig, mesh: Mesh | None, step: int | None = None
+) -> Params:
+    """Reads the adapters of a checkpoint of a run's workdir, `adapted` being what its `lora.json` says."""
+    policy = Policy(config)
+    shapes = jax.eval_shape(lambda key: lora.init_adapters(adapted.lora, policy, key), jax.random.key(0))
+    return load_tree(find_params(folder, step), _placed(shapes, lora.logical_axes(adapted.lora, policy), mesh))
+
+
+def find_params(folder: Path, step: int | None = None) -> Path:
+    """Returns where the parameters of a policy folder, or of a checkpoint of a run's workdir, are.
+
+    Args:
+        folder: either of them.
+        step: which checkpoint; None means the newest.
 
     Raises:
-        WeightsError: the folder has neither.
+        WeightsError: the folder has none, or not the one of `step`.
     """
-    if (folder / "params").exists():
+    if (folder / "params").exists() and step is None:
         return folder / "params"
-    steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+    steps = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
+    if step is not None and step not in steps:
+        raise errors.WeightsError(f"{folder} has no checkpoint of step {step} (it has: {steps or 'none'})")
     if not steps:
         raise errors.WeightsError(f"{folder} has neither params/ nor checkpoints/<step>: nothing to load")
-    return folder / "checkpoints" / str(max(steps)) / "params"
+    return folder / "checkpoints" / str(steps[-1] if step is None else step) / "params"
 
 
 def read_policy_config(folder: Path) -> PolicyConfig:
@@ -317,25 +363,33 @@ def read_policy_config(folder: Path) -> PolicyConfig:
         ) from error
     except json.JSONDecodeError as error:
         raise errors.WeightsError(f"{path} is not JSON: {error}") from error
+    names = {field.name for field in dataclasses.fields(PolicyConfig)}
+    if not isinstance(fields, dict):
+        raise errors.WeightsError(f"{path}: holds a JSON {type(fields).__name__}, expected an object")
+    if fields.keys() != names:
+        wrong = sorted(names.symmetric_difference(fields))
+        raise errors.WeightsError(
+            f"{path}: the fields {', '.join(wrong)} are missing or unknown: another version wrote it; import the "
+            "weights again"
+        )
     try:
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
         config = PolicyConfig(**{**fields, "rope": RopeConfig(**fields["rope"])})
         config.validate()
-    except (TypeError, AttributeError, KeyError, errors.ConfigError) as error:
+    except (TypeError, errors.ConfigError) as error:
         raise errors.WeightsError(f"{path}: {error}") from error
     return config
 
 
-def _abstract_params(config: PolicyConfig, mesh: Mesh | None) -> Params:
-    policy = Policy(config)
-    shapes = policy.abstract_params()
+def _placed(shapes: Params, axes: Params, mesh: Mesh | None) -> Params:
+    """Returns the shapes with their shardings."""
     if mesh is None:
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), shapes)
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         shapes,
-        partition.shardings(mesh, policy.logical_axes()),
+        partition.shardings(mesh, axes),
     )
 
 

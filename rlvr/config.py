@@ -23,6 +23,8 @@ from rlvr.learner.optimizer import OptimizerConfig
 from rlvr.learner.update import UpdateConfig
 from rlvr.mesh import MeshConfig
 from rlvr.policy.config import PolicyConfig
+from rlvr.policy.lora import LoraConfig
+from rlvr.policy.transformer import Policy
 from rlvr.rollout.engine import EngineConfig
 from rlvr.verifiers.pool import VerifierConfig
 
@@ -96,6 +98,7 @@ class ExperimentConfig:
     checkpoint: str = ""
     sample_interval: int = 10
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
@@ -158,6 +161,7 @@ def validate(config: ExperimentConfig) -> None:
     config.mesh.validate()
     _validate_rollout(config)
     _validate_routing(config)
+    _validate_lora(config)
     errors.check_at_least("warm_start.steps", config.warm_start.steps, 0)
     errors.check_at_least("warm_start.rows", config.warm_start.rows, 1)
     config.warm_start.optimizer.validate("warm_start.optimizer")
@@ -175,6 +179,17 @@ def _validate_routing(config: ExperimentConfig) -> None:
     if objective.bias_rate and not policy.selection_bias:
         raise errors.ConfigError(
             f"objective.bias_rate={objective.bias_rate} moves selection biases, but policy.selection_bias is false"
+        )
+
+
+def _validate_lora(config: ExperimentConfig) -> None:
+    config.lora.validate(Policy(config.policy))
+    if config.lora.rank and not config.checkpoint:
+        raise errors.ConfigError(f"lora.rank={config.lora.rank} needs a checkpoint: adapters adapt pretrained weights")
+    if config.lora.rank and config.objective.bias_rate:
+        raise errors.ConfigError(
+            f"objective.bias_rate={config.objective.bias_rate} moves selection biases, which lora.rank="
+            f"{config.lora.rank} keeps frozen: set one of them to 0"
         )
 
 

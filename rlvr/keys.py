@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 # Never renumber: old runs must repeat.
-ROLES = {"init": 0, "rollout": 1, "evaluation": 2, "sample": 3}
+ROLES = {"init": 0, "rollout": 1, "evaluation": 2, "sample": 3, "adapters": 4}
 
 
 def make_key(seed: int, role: str, *counters: int | jax.Array) -> jax.Array:

@@ -11,15 +11,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rlvr import errors, keys, partition
+from rlvr import errors, fingerprint, keys, partition
+from rlvr.adaptation import Adaptation
 from rlvr.algo.objectives import ObjectiveConfig
-from rlvr.checkpoint import find_params, load_params
+from rlvr.checkpoint import load_merged_params
 from rlvr.config import ExperimentConfig
 from rlvr.data.pipeline import TaskStream
 from rlvr.learner.learner import Learner
 from rlvr.learner.optimizer import OptimizerConfig
+from rlvr.learner.trainable import Trainable, adapters_only, all_parameters
 from rlvr.learner.update import UpdateConfig
 from rlvr.policy.config import PolicyConfig
+from rlvr.policy.lora import init_adapters
 from rlvr.policy.transformer import Params, Policy
 from rlvr.rollout.collect import Collector
 from rlvr.rollout.engine import Engine, check_prompt
@@ -38,8 +41,10 @@ class Parts(NamedTuple):
         stream, eval_sets: tasks to learn from, and to evaluate on by name.
         tokenizer: of the policy.
         collector: samples and verifies.
+        trainable: what is trained, and what the policy samples with.
+        adaptation: what the adapters adapt, or None if all parameters are trained.
         learner, warm_learner: the updates of the RL and of the warm start.
-        initial_params: returns the parameters that the run starts from.
+        initial_params: returns the trained parameters that the run starts from.
         demonstration: (prompt ids, completion ids with the stop token, zeros) of a task, for a warm start.
     """
 
@@ -47,6 +52,8 @@ class Parts(NamedTuple):
     eval_sets: Mapping[str, Sequence[Task]]
     tokenizer: Tokenizer
     collector: Collector
+    trainable: Trainable
+    adaptation: Adaptation | None
     learner: Learner
     warm_learner: Learner
     initial_params: Callable[[], Params]
@@ -69,6 +76,7 @@ def make_parts(
     check_mesh(config.policy, mesh)
     policy = Policy(config.policy)
     engine = Engine(policy, config.engine, tokenizer.stop_ids, mesh)
+    trainable, adaptation, start = make_trainable(config, policy, mesh)
 
     def learner(objective: ObjectiveConfig, optimizer: OptimizerConfig, update: UpdateConfig, steps: int) -> Learner:
         return Learner(
@@ -81,6 +89,7 @@ def make_parts(
             max_columns=config.engine.max_new_tokens,
             temperature=config.rollout.temperature,
             mesh=mesh,
+            trainable=trainable,
         )
 
     warm = config.warm_start
@@ -93,17 +102,34 @@ def make_parts(
         eval_sets=eval_sets,
         tokenizer=tokenizer,
         collector=Collector(engine, tokenizer, pool),
+        trainable=trainable,
+        adaptation=adaptation,
         learner=learner(config.objective, config.optimizer, config.update, config.steps),
         warm_learner=learner(imitate, warm.optimizer, whole, warm.steps),
-        initial_params=lambda: initial_params(config, policy, mesh),
+        initial_params=start,
         demonstration=lambda task: encode_demonstration(tokenizer, task),
     )
 
 
+def make_trainable(
+    config: ExperimentConfig, policy: Policy, mesh: Mesh
+) -> tuple[Trainable, Adaptation | None, Callable[[], Params]]:
+    """Returns what a run trains, what that adapts (None: nothing), and how it starts."""
+    if not config.lora.rank:
+        return all_parameters(policy), None, lambda: initial_params(config, policy, mesh)
+    base = initial_params(config, policy, mesh)
+    adapters = adapters_only(policy, config.lora, base, mesh)
+    draw = jax.jit(
+        lambda key: init_adapters(config.lora, policy, key), out_shardings=partition.shardings(mesh, adapters.axes)
+    )
+    origin = Adaptation(config.lora, str(Path(config.checkpoint).absolute()), fingerprint.hash_params(base))
+    return adapters, origin, lambda: draw(keys.make_key(config.seed, "adapters"))
+
+
 def initial_params(config: ExperimentConfig, policy: Policy, mesh: Mesh) -> Params:
-    """Returns the parameters a run starts from: the checkpoint's, or random ones, the same on any mesh."""
+    """Returns the policy's parameters at the start: the checkpoint's, or random ones, the same on any mesh."""
     if config.checkpoint:
-        return load_params(find_params(Path(config.checkpoint)), config.policy, mesh)
+        return load_merged_params(Path(config.checkpoint), config.policy, mesh)
     shardings = partition.shardings(mesh, policy.logical_axes())
     return jax.jit(policy.init, out_shardings=shardings)(keys.make_key(config.seed, "init"))
 

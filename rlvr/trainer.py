@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from rlvr import checkpoint, evaluation, fingerprint, keys, report, workdir
+from rlvr import adaptation, checkpoint, evaluation, fingerprint, keys, report, workdir
 from rlvr.checkpoint import Checkpoints
 from rlvr.config import ExperimentConfig, config_hash, resolve
 from rlvr.credit import assign_credit, make_rows
@@ -78,6 +78,8 @@ class Run:
         lead = jax.process_index() == 0
         if lead:
             checkpoint.describe_policy(self.folder, self.config.policy, self.parts.tokenizer)
+            if self.parts.adaptation:
+                adaptation.write(self.folder, self.parts.adaptation)
         with contextlib.closing(Checkpoints(self.folder, self.config.checkpoints)) as self.checkpoints:
             self.step, self.state, self.record = self._restore_or_start()
             writing = MetricsWriter(self.folder, resume_step=self.step, total_steps=self.total) if lead else None
@@ -149,7 +151,7 @@ class Run:
             self.warm_steps * c.warm_start.rows + rl_step * rollout.prompts, rollout.prompts
         )
         collected = self.parts.collector.collect(
-            self.state.params,
+            self.parts.trainable.sampling(self.state.params),
             tasks,
             keys.make_key(c.seed, "rollout", rl_step),
             samples=rollout.group_size,
@@ -184,12 +186,12 @@ class Run:
     @functools.cached_property
     def _start(self) -> Any:
         """Parameters at the start of the RL: the reference of every KL."""
-        return checkpoint.load_params(self.folder / "start", self.config.policy, self.mesh)
+        return checkpoint.load_tree(self.folder / "start", self.parts.learner.abstract().params)
 
     def _evaluate(self) -> dict[str, Any]:
         return evaluation.evaluate(
             self.parts.collector,
-            self.state.params,
+            self.parts.trainable.sampling(self.state.params),
             self.parts.eval_sets,
             seed=self.config.seed,
             temperature=self.config.evaluation.temperature,

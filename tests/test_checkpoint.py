@@ -1,5 +1,6 @@
 """Checkpoints: kept, damaged, refused by a full disk; policies as folders."""
 
+import dataclasses
 import errno
 import json
 import logging
@@ -16,7 +17,9 @@ from rlvr import checkpoint, errors, fingerprint, partition, parts, trainer
 from rlvr.checkpoint import CheckpointConfig, Checkpoints, load_params, load_policy, save_params, save_policy
 from rlvr.learner.optimizer import OptimizerConfig, make_optimizer
 from rlvr.learner.state import abstract_state, fresh_state
+from rlvr.learner.trainable import all_parameters
 from rlvr.mesh import MeshConfig, make_mesh
+from rlvr.policy.config import PolicyConfig
 from rlvr.policy.transformer import Policy
 from rlvr.text.tokenizer import ByteTokenizer
 from tests import tiny
@@ -40,7 +43,8 @@ def setting():
     with jax.set_mesh(mesh):
         shardings = partition.shardings(mesh, policy.logical_axes())
         params = jax.jit(policy.init, out_shardings=shardings)(jax.random.key(0))
-        return fresh_state(policy, optimizer, params, mesh), abstract_state(policy, optimizer, mesh)
+        trainable = all_parameters(policy)
+        return fresh_state(trainable, optimizer, params, mesh), abstract_state(trainable, optimizer, mesh)
 
 
 def assert_same(a, b):
@@ -309,6 +313,11 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, setting):
         load_params(tmp_path / "misshapen", CONFIG, None)
 
 
+def policy_json(**changes):
+    """A policy.json with some fields changed."""
+    return json.dumps(dataclasses.asdict(PolicyConfig()) | changes)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -316,8 +325,9 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, setting):
         ('{"dim": ', r"policy\.json is not JSON"),
         ("[1]", r"policy\.json: "),
         (json.dumps({"dims": 16}), r"policy\.json: .*dims"),
-        (json.dumps({"dim": 0}), r"policy\.json: policy\.dim=0 must be at least 1"),
-        (json.dumps({"dim": "wide"}), r"policy\.json: "),
+        (policy_json(dim=0), r"policy\.json: policy\.dim=0 must be at least 1"),
+        (policy_json(dim="wide"), r"policy\.json: "),
+        (policy_json(rope={"theta": 1.0, "speed": 2}), r"policy\.json: .*speed"),
     ],
 )
 def test_policy_json_that_cannot_be_used(tmp_path, text, message):

@@ -15,7 +15,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "statistics", "signals", "timing"),
     ("keys", "masked", "mesh", "partition", "plots", "writers", "fingerprint"),
     ("policy", "algo", "verifiers", "data", "text", "report"),
-    ("weights", "rollout", "learner"),
+    ("weights", "rollout", "learner", "adaptation"),
     ("checkpoint", "evaluation"),
     ("config", "metrics"),
     ("parts", "credit", "workdir"),

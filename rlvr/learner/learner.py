@@ -16,6 +16,7 @@ from rlvr.learner.batch import Row, TrainBatch, bucket, make_batch
 from rlvr.learner.logprobs import row_logprobs
 from rlvr.learner.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from rlvr.learner.state import TrainState, abstract_state, fresh_state
+from rlvr.learner.trainable import Trainable, all_parameters
 from rlvr.learner.update import UpdateConfig, make_update_step
 from rlvr.policy.transformer import Params, Policy
 
@@ -30,6 +31,7 @@ class Learner:
         update: how a step is split.
         max_length: longest row; max_columns: longest completion; also the generation budget of `seq_sum_norm`.
         temperature: of the sampling.
+        trainable: what is trained; by default all parameters of the policy.
     """
 
     def __init__(
@@ -44,9 +46,11 @@ class Learner:
         max_columns: int,
         temperature: float,
         mesh: Mesh,
+        trainable: Trainable | None = None,
     ):
         partition.check_divisible("update.micro_rows", update.micro_rows, "batch", mesh)
-        self._policy = policy
+        trainable = trainable or all_parameters(policy)
+        self._trainable = trainable
         self._objective = objective
         self._config = update
         self._mesh = mesh
@@ -55,18 +59,24 @@ class Learner:
         self._optimizer = make_optimizer(optimizer, steps)
         self._schedule = make_schedule(optimizer, steps)
         chunk = min(update.logprob_chunk, max_columns)
-        self._update = make_update_step(policy, self._optimizer, objective, temperature=temperature, chunk=chunk)
+        self._update = make_update_step(
+            policy, self._optimizer, objective, temperature=temperature, chunk=chunk, join=trainable.join
+        )
         # Micro-batches are the leading axis; their rows are split over the mesh.
         self._rows = NamedSharding(mesh, PartitionSpec(None, partition.BATCH_AXES))
 
-        def score(params: Params, batch: TrainBatch) -> jax.Array:
+        def score(params: Params, frozen: Params | None, batch: TrainBatch) -> jax.Array:
+            params = trainable.join(params, frozen)
+
             def one(micro: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
                 return row_logprobs(policy, params, *micro, jnp.float32(temperature), chunk)[0]
 
             scores = jax.lax.map(one, (batch.tokens, batch.lengths, batch.positions))
             return jax.lax.with_sharding_constraint(scores, partition.replicated(mesh))
 
-        def route(params: Params, batch: TrainBatch) -> jax.Array:
+        def route(params: Params, frozen: Params | None, batch: TrainBatch) -> jax.Array:
+            params = trainable.join(params, frozen)
+
             def one(micro: tuple[jax.Array, jax.Array]) -> jax.Array:
                 tokens, lengths = micro
                 positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -83,11 +93,11 @@ class Learner:
 
     def fresh(self, params: Params) -> TrainState:
         """Returns the state at the start of this stage."""
-        return fresh_state(self._policy, self._optimizer, params, self._mesh)
+        return fresh_state(self._trainable, self._optimizer, params, self._mesh)
 
     def abstract(self) -> TrainState:
         """Returns the shapes and shardings of this stage's state."""
-        return abstract_state(self._policy, self._optimizer, self._mesh)
+        return abstract_state(self._trainable, self._optimizer, self._mesh)
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of an optimizer step of this stage (a skipped update does not count as a step)."""
@@ -96,7 +106,7 @@ class Learner:
     def score(self, params: Params, rows: Sequence[Row]) -> list[np.ndarray]:
         """Returns the log-probs of each row's completion under `params`."""
         batch = self._layout(rows)
-        scores = partition.host_value(self._score(params, self._put(batch)))
+        scores = partition.host_value(self._score(params, self._trainable.frozen, self._put(batch)))
         flat = scores.reshape(-1, scores.shape[-1])
         return [flat[i, : len(row.completion)] for i, row in enumerate(rows)]
 
@@ -136,7 +146,7 @@ class Learner:
 
     def _record_choices(self, params: Params, rows: Sequence[Row]) -> list[Row]:
         """Returns the rows with the experts that `params` choose now."""
-        choices = partition.host_value(self._route(params, self._put(self._layout(rows))))
+        choices = partition.host_value(self._route(params, self._trainable.frozen, self._put(self._layout(rows))))
         flat = choices.reshape(-1, *choices.shape[2:])
         lengths = [len(row.prompt) + len(row.completion) for row in rows]
         return [row._replace(old_choices=flat[i, : lengths[i]]) for i, row in enumerate(rows)]
@@ -156,7 +166,7 @@ class Learner:
             for i, logprobs in enumerate(reference):
                 flat[i, : len(logprobs)] = logprobs
         micros = max(-(-live // self._config.micro_rows), 1)
-        state, metrics = self._update(state, self._put(batch), jnp.int32(micros))
+        state, metrics = self._update(state, self._put(batch), jnp.int32(micros), self._trainable.frozen)
         values = {name: float(partition.host_value(x)) for name, x in metrics.items()}
         if values.pop("optimizer/skipped_in_a_row") >= self._max_skips:
             raise FloatingPointError(

@@ -10,36 +10,38 @@ from jax.sharding import Mesh
 
 from rlvr import partition
 from rlvr.learner.optimizer import state_shardings
-from rlvr.policy.transformer import Params, Policy
+from rlvr.learner.trainable import Trainable
+from rlvr.policy.transformer import Params
 
 
 class TrainState(NamedTuple):
-    """Parameters and optimizer state; the step is counted by the trainer."""
+    """The trained parameters and the optimizer's state; the step is counted by the trainer."""
 
     params: Params
     opt_state: Any
 
 
-def state_sharding_tree(policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def state_sharding_tree(trainable: Trainable, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Returns the TrainState of NamedShardings on a mesh."""
-    params = partition.shardings(mesh, policy.logical_axes())
+    params = partition.shardings(mesh, trainable.axes)
     other = partition.replicated(mesh)
-    return TrainState(params, state_shardings(optimizer, policy.abstract_params(), params, other))
+    return TrainState(params, state_shardings(optimizer, trainable.shapes, params, other))
 
 
-def abstract_state(policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(trainable: Trainable, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Returns the TrainState of ShapeDtypeStructs with shardings: the target of a restore."""
-    params = policy.abstract_params()
-    shapes = TrainState(params, jax.eval_shape(optimizer.init, params))
+    shapes = TrainState(trainable.shapes, jax.eval_shape(optimizer.init, trainable.shapes))
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         shapes,
-        state_sharding_tree(policy, optimizer, mesh),
+        state_sharding_tree(trainable, optimizer, mesh),
     )
 
 
-def fresh_state(policy: Policy, optimizer: optax.GradientTransformation, params: Params, mesh: Mesh) -> TrainState:
+def fresh_state(
+    trainable: Trainable, optimizer: optax.GradientTransformation, params: Params, mesh: Mesh
+) -> TrainState:
     """Returns the state at the start of a stage: given parameters, empty optimizer state."""
-    shardings = state_sharding_tree(policy, optimizer, mesh)
+    shardings = state_sharding_tree(trainable, optimizer, mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
     return TrainState(params, opt_state)

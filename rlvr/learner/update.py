@@ -54,8 +54,9 @@ def make_update_step(
     *,
     temperature: float,
     chunk: int,
-) -> Callable[[TrainState, TrainBatch, jax.Array], tuple[TrainState, Metrics]]:
-    """Returns `update(state, batch, micros) -> (state, metrics)`, jitted, donating the state.
+    join: Callable[[Params, Params | None], Params] = lambda params, frozen: params,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Returns `update(state, batch, micros, frozen=None) -> (state, metrics)`, jitted, donating the state.
 
     Only the first `micros` (scalar int32, >= 1) micro-batches are processed: rows without gradient go last and are
     left out. The denominators in `batch.weights` are those of the whole step either way.
@@ -63,6 +64,7 @@ def make_update_step(
     Args:
         temperature: of the sampling, by which logits are divided.
         chunk: see `rlvr.learner.logprobs.token_logprobs`.
+        join: see `rlvr.learner.trainable.Trainable`; by default the policy runs with the trained parameters alone.
     """
     surrogate = SURROGATES[objective.surrogate]
 
@@ -113,7 +115,9 @@ def make_update_step(
                 sums["moe/choices_changed"] = changed / (rows * layers)
         return loss, (sums, maxima)
 
-    def update(state: TrainState, batch: TrainBatch, micros: jax.Array) -> tuple[TrainState, Metrics]:
+    def update(
+        state: TrainState, batch: TrainBatch, micros: jax.Array, frozen: Params | None = None
+    ) -> tuple[TrainState, Metrics]:
         totals = (
             jnp.maximum(jnp.sum(batch.mask, dtype=jnp.float32), 1.0),
             jnp.maximum(jnp.sum(batch.lengths, dtype=jnp.float32), 1.0),
@@ -121,7 +125,7 @@ def make_update_step(
 
         def micro_gradient(i: jax.Array) -> tuple[Any, Any]:
             micro = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
-            return jax.grad(micro_loss, has_aux=True)(state.params, micro, totals)
+            return jax.grad(lambda params: micro_loss(join(params, frozen), micro, totals), has_aux=True)(state.params)
 
         def accumulate(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             gradients, (sums, maxima) = micro_gradient(i)

@@ -232,9 +232,9 @@ def test_rows_of_advantage_zero_are_left_out_of_the_work_only(
     whole, _ = shallow_step(lay_out(rows, micro_rows=4, budget=C))
     original, micros = learner._update, []
 
-    def note(state: Any, batch: Any, count: jax.Array) -> Any:
+    def note(state: Any, batch: Any, count: jax.Array, *frozen: Any) -> Any:
         micros.append(int(count))
-        return original(state, batch, count)
+        return original(state, batch, count, *frozen)
 
     monkeypatch.setattr(learner, "_update", note)
     state, _ = learner.update(learner.fresh(jax.tree.map(jnp.copy, params)), rows)

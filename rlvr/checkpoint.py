@@ -34,6 +34,9 @@ from rlvr.text.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger("rlvr")
 
+# How many bytes of a policy are on their way to its folder at a time, beside its largest array.
+SAVE_BYTES = 64_000_000
+
 
 @dataclasses.dataclass
 class CheckpointConfig:
@@ -206,7 +209,9 @@ def first_line(error: Exception) -> str:
 
 def save_params(folder: Path, params: Params) -> None:
     """Writes parameters to a new folder; it appears whole or not at all."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    # What is being written is held a second time on the host: without a bound, all of it. Any one array must fit.
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    with ocp.StandardCheckpointer(save_concurrent_gb=(SAVE_BYTES + largest) / 1e9) as checkpointer:
         checkpointer.save(folder.absolute(), params)
 
 

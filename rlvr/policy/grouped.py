@@ -32,7 +32,6 @@ def _permute_backward(saved: Any, gradient: jax.Array) -> tuple[Any, ...]:
 permute.defvjp(_permute_forward, _permute_backward)
 
 
-@jax.custom_vjp
 def grouped_dot(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
     """Multiplies sorted rows, each with its group's matrix: `jax.lax.ragged_dot` for CPU.
 
@@ -48,6 +47,11 @@ def grouped_dot(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Ar
     Returns:
         [M, out]; rows past the groups hold anything finite.
     """
+    return _grouped_dot(*_vary_alike(rows, weights, sizes))
+
+
+@jax.custom_vjp
+def _grouped_dot(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
     return _multiply(rows, weights, sizes, transposed=False)
 
 
@@ -69,7 +73,7 @@ def _multiply(rows: jax.Array, weights: jax.Array, sizes: jax.Array, *, transpos
 
         return jax.lax.fori_loop(0, -(-sizes[g] // block), one, out)
 
-    empty = jnp.zeros((count + block, weights.shape[1 if transposed else 2]), rows.dtype)
+    _, empty = _vary_alike(rows, jnp.zeros((count + block, weights.shape[1 if transposed else 2]), rows.dtype))
     return jax.lax.fori_loop(0, groups, group, empty)[:count]
 
 
@@ -93,15 +97,30 @@ def _grouped_dot_backward(saved: Any, gradient: jax.Array) -> tuple[Any, ...]:
             contract = (((0,), (0,)), ((), ()))
             return total + jax.lax.dot_general(part, slope, contract, preferred_element_type=jnp.float32)
 
-        total = jnp.zeros(weights.shape[1:], jnp.float32)
+        _, total = _vary_alike(rows, jnp.zeros(weights.shape[1:], jnp.float32))
         total = jax.lax.fori_loop(0, -(-sizes[g] // block), one, total)
         return jax.lax.dynamic_update_index_in_dim(out, total.astype(out.dtype), g, axis=0)
 
-    by_weight = jax.lax.fori_loop(0, groups, group, jnp.zeros_like(weights))
+    _, empty = _vary_alike(rows, jnp.zeros_like(weights))
+    by_weight = jax.lax.fori_loop(0, groups, group, empty)
     return _multiply(gradient, weights, sizes, transposed=True), by_weight, _no_gradient(sizes)
 
 
-grouped_dot.defvjp(_grouped_dot_forward, _grouped_dot_backward)
+_grouped_dot.defvjp(_grouped_dot_forward, _grouped_dot_backward)
+
+
+def _vary_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Marks arrays of a manual `shard_map` as varying over all mesh axes that any of them varies over.
+
+    Loop carries and the gradients of a custom rule must agree in this; the mark's own gradient is the sum over the
+    axes that it adds.
+    """
+    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    axes = frozenset[Any]().union(*varying)
+    return tuple(
+        jax.lax.pcast(x, tuple(axes - own), to="varying") if axes - own else x
+        for x, own in zip(arrays, varying, strict=True)
+    )
 
 
 def block_size(rows: int, groups: int) -> int:

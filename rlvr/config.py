@@ -161,6 +161,7 @@ def validate(config: ExperimentConfig) -> None:
     config.mesh.validate()
     _validate_rollout(config)
     _validate_routing(config)
+    _validate_lengths(config)
     _validate_lora(config)
     errors.check_at_least("warm_start.steps", config.warm_start.steps, 0)
     errors.check_at_least("warm_start.rows", config.warm_start.rows, 1)
@@ -179,6 +180,20 @@ def _validate_routing(config: ExperimentConfig) -> None:
     if objective.bias_rate and not policy.selection_bias:
         raise errors.ConfigError(
             f"objective.bias_rate={objective.bias_rate} moves selection biases, but policy.selection_bias is false"
+        )
+    if objective.bias_rate and config.lora.rank:
+        raise errors.ConfigError(
+            f"objective.bias_rate={objective.bias_rate} moves selection biases, but lora.rank={config.lora.rank} trains "
+            "adapters only: set one of them to 0"
+        )
+
+
+def _validate_lengths(config: ExperimentConfig) -> None:
+    engine, limit = config.engine, config.policy.context_length
+    if limit and engine.max_prompt_tokens + engine.max_new_tokens > limit:
+        raise errors.ConfigError(
+            f"engine.max_prompt_tokens={engine.max_prompt_tokens} and engine.max_new_tokens={engine.max_new_tokens} are "
+            f"together longer than policy.context_length={limit}, which the weights were made for"
         )
 
 

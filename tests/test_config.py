@@ -172,3 +172,12 @@ def test_differences_inside_task_sets():
     other = tiny.make_config()
     other.data.tasks[0].eval_size = 7
     assert differences(to_dict(tiny.make_config()), to_dict(other)) == ["data.tasks.0.eval_size: 8 there, 7 here"]
+
+
+def test_sequences_longer_than_the_weights_were_made_for_are_refused() -> None:
+    config = tiny.make_config()
+    config.policy.context_length = 10  # prompts of 6 and completions of 5
+    with pytest.raises(errors.ConfigError, match=r"max_prompt_tokens=6 .*max_new_tokens=5 .*context_length=10"):
+        validate(config)
+    config.policy.context_length = 11
+    validate(config)

@@ -18,6 +18,7 @@ from rlvr.learner.learner import Learner
 from rlvr.learner.optimizer import OptimizerConfig
 from rlvr.learner.update import UpdateConfig
 from rlvr.policy.config import PolicyConfig
+from rlvr.policy.lora import LoraConfig
 from rlvr.policy.router import balance_step
 from rlvr.policy.transformer import Policy
 from tests import tiny
@@ -204,4 +205,13 @@ def test_routing_that_cannot_work_is_refused(changes: dict[str, Any], message: s
     config: ExperimentConfig = tiny.make_config(moe=False)
     config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, **changes))
     with pytest.raises(errors.ConfigError, match=message):
+        validate(config)
+
+
+def test_a_bias_that_adapters_would_leave_behind_is_refused() -> None:
+    config = tiny.make_config()
+    policy = dataclasses.replace(config.policy, selection_bias=True)
+    objective = dataclasses.replace(config.objective, bias_rate=0.1)
+    config = dataclasses.replace(config, policy=policy, objective=objective, lora=LoraConfig(rank=2))
+    with pytest.raises(errors.ConfigError, match=r"lora.rank=2 trains adapters only"):
         validate(config)

@@ -219,7 +219,7 @@ def _add_whole_tokens(
         (backend.add_special_tokens if special else backend.add_tokens)(added)
 
 
-def _list(fields: Fields, key: str, length: int, of: type) -> list[Any]:
+def _list(fields: Fields, key: str, length: int, of: type[int] | type[float]) -> list[Any]:
     """Returns a list of `length` finite numbers of a type."""
     value = fields.values.get(key)
     if not isinstance(value, list) or len(value) != length:

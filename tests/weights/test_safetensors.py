@@ -150,6 +150,11 @@ def test_refuses_configs_it_cannot_honour(folder, changes, message):
     assert str(folder / "config.json") in found and message in found
 
 
+def test_refuses_a_tokenizer_larger_than_the_vocabulary(folder, tiny):
+    edit(folder, vocab_size=100)
+    assert f"the tokenizer has {tiny.vocab} ids, but the embedding table only 100 rows" in refusal(folder)
+
+
 def test_refuses_tensors_that_do_not_fit(folder, tiny):
     name = "model.layers.1.mlp.up_proj.weight"
     file = folder / "model.safetensors"

@@ -183,8 +183,8 @@ def _validate_routing(config: ExperimentConfig) -> None:
         )
     if objective.bias_rate and config.lora.rank:
         raise errors.ConfigError(
-            f"objective.bias_rate={objective.bias_rate} moves selection biases, but lora.rank={config.lora.rank} trains "
-            "adapters only: set one of them to 0"
+            f"objective.bias_rate={objective.bias_rate} moves selection biases, but "
+            f"lora.rank={config.lora.rank} trains adapters only: set one of them to 0"
         )
 
 
@@ -192,8 +192,8 @@ def _validate_lengths(config: ExperimentConfig) -> None:
     engine, limit = config.engine, config.policy.context_length
     if limit and engine.max_prompt_tokens + engine.max_new_tokens > limit:
         raise errors.ConfigError(
-            f"engine.max_prompt_tokens={engine.max_prompt_tokens} and engine.max_new_tokens={engine.max_new_tokens} are "
-            f"together longer than policy.context_length={limit}, which the weights were made for"
+            f"engine.max_prompt_tokens={engine.max_prompt_tokens} and engine.max_new_tokens={engine.max_new_tokens} "
+            f"are together longer than policy.context_length={limit}, which the weights were made for"
         )
 
 

@@ -1,5 +1,6 @@
 """Parity with transformers, family by family: the same weights, read from its files, compute the same."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from tests.weights import reference_models as reference  # noqa: E402
 
 ROWS, LENGTH, PROMPT, NEW = 3, 40, 9, 64
 TOLERANCE = 2e-4
+# Compiling is most of the time here, and how well the machine code runs is of no interest.
+QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def save(model: Any, folder: Path) -> Path:
@@ -68,7 +71,7 @@ def test_computes_what_transformers_computes(family: str, tmp_path: Path) -> Non
     assert read.config.family == family and read.config.context_length == 160
     policy, tokens = Policy(read.config), random_tokens()
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
     def compute(params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         return all_logprobs(policy, params, tokens), greedy(policy, params, tokens[:, :PROMPT])
 
@@ -102,7 +105,7 @@ def test_gradients_are_those_of_torch(family: str, tmp_path: Path) -> None:
         found = all_logprobs(policy, params, tokens)[:, :-1]
         return jnp.take_along_axis(found, tokens[:, 1:, None], axis=-1).mean()
 
-    ours = jax.jit(jax.grad(mean_logprob))(read.params, tokens)
+    ours = jax.jit(jax.grad(mean_logprob), compiler_options=QUICKLY)(read.params, tokens)
 
     ids = torch.tensor(tokens, dtype=torch.long)
     found = torch.log_softmax(model(ids).logits[:, :-1], -1)

@@ -60,7 +60,7 @@ def bench_moe() -> dict[str, Any]:
     """A mixture layer against a dense layer of the same active operations, forward, and forward with backward."""
     tokens, dim, hidden, k = TOKENS.value, DIM.value, HIDDEN.value, EXPERTS_PER_TOKEN.value
     dtype = jnp.dtype(DTYPE.value)
-    sizes = {"dim": dim, "experts": EXPERTS.value, "experts_per_token": k, "expert_hidden": hidden}
+    sizes: dict[str, Any] = {"dim": dim, "experts": EXPERTS.value, "experts_per_token": k, "expert_hidden": hidden}
     x = jax.random.normal(jax.random.key(0), (1, tokens, dim), dtype)
     valid = jnp.ones((1, tokens), bool)
     runs: dict[str, Run] = {}

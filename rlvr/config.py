@@ -201,11 +201,6 @@ def _validate_lora(config: ExperimentConfig) -> None:
     config.lora.validate(Policy(config.policy))
     if config.lora.rank and not config.checkpoint:
         raise errors.ConfigError(f"lora.rank={config.lora.rank} needs a checkpoint: adapters adapt pretrained weights")
-    if config.lora.rank and config.objective.bias_rate:
-        raise errors.ConfigError(
-            f"objective.bias_rate={config.objective.bias_rate} moves selection biases, which lora.rank="
-            f"{config.lora.rank} keeps frozen: set one of them to 0"
-        )
 
 
 def _validate_rollout(config: ExperimentConfig) -> None:

@@ -200,5 +200,5 @@ def test_configs_that_cannot_work() -> None:
         validate(config)
     config = make_config(base())
     config.policy.selection_bias, config.objective.bias_rate = True, 0.1
-    with pytest.raises(errors.ConfigError, match=r"objective\.bias_rate=0\.1 moves selection biases, which lora\.rank"):
+    with pytest.raises(errors.ConfigError, match=r"objective\.bias_rate=0\.1 moves selection biases, but lora\.rank=4"):
         validate(config)

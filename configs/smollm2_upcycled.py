@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct as a mixture of experts, with its router's choices replayed in training.
 
 bash scripts/fetch_smollm2.sh weights/smollm2-135m-instruct
-python -m launch.upcycle --checkpoint=weights/smollm2-135m-instruct --output=weights/smollm2-upcycled --every=3
+python -m launch.upcycle --checkpoint=weights/smollm2-135m-instruct --output=weights/smollm2-upcycled --every=6
 python -m launch.train --config=configs/smollm2_upcycled.py --workdir=runs/smollm2_upcycled
     --config.objective.routing=live      (without replay)
 """
@@ -21,6 +21,6 @@ def get_config() -> ExperimentConfig:
     config.update.minibatches = 2  # the second update meets choices that the first may have changed
     for task in config.data.tasks:
         task.eval_size = 50
-    config.rollout.prompts = 4
+    config.rollout.prompts, config.rollout.group_size = 4, 4
     config.checkpoints.interval = 30
     return config

@@ -16,7 +16,7 @@ from absl import app, flags
 
 from launch import cli
 from rlvr import adaptation, checkpoint, errors
-from rlvr.weights import exporter, families, layout, peft
+from rlvr.weights import families, layout, peft
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The workdir of a run with adapters.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write; may exist if empty.", required=True)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     output, workdir = Path(_OUTPUT.value).absolute(), Path(_CHECKPOINT.value)
-    exporter.check_output(output)
+    errors.check_new_folder(output)
     config = checkpoint.read_policy_config(workdir)
     adapted = adaptation.read(workdir)
     if adapted is None:

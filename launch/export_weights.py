@@ -18,7 +18,7 @@ from absl import app, flags
 
 from launch import cli, mesh_flags
 from launch.checkpoints import CHECKPOINT
-from rlvr import checkpoint
+from rlvr import checkpoint, errors
 from rlvr.weights import exporter, families, layout, safetensors
 
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write; may exist if empty.", required=True)
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     output = Path(_OUTPUT.value).absolute()
     source = Path(CHECKPOINT.value)
     # What can be refused without the weights comes before the time of reading them.
-    exporter.check_output(output)
+    errors.check_new_folder(output)
     exporter.describe(checkpoint.read_policy_config(source), _FAMILY.value or "")
     mesh = mesh_flags.mesh()
     with jax.set_mesh(mesh):

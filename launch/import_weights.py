@@ -29,8 +29,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     output = Path(OUTPUT.value).absolute()
     # Reading takes a while: say at once what writing would refuse at the end.
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise errors.WeightsError(f"--output={output}: exists and is not an empty folder")
+    errors.check_new_folder(output)
     mesh = mesh_flags.mesh()
     policy = importer.read_weights(Path(SOURCE.value), mesh, lambda config: check_mesh(config, mesh))
     print(

@@ -36,8 +36,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     output = Path(OUTPUT.value).absolute()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise errors.WeightsError(f"--output={output}: exists and is not an empty folder")
+    errors.check_new_folder(output)
     dense = read_policy_config(Path(checkpoints.CHECKPOINT.value))
     layers = range(dense.layers - 1, -1, -EVERY.value)
     mixture = upcycle.upcycle_config(

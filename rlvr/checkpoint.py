@@ -256,10 +256,9 @@ def save_policy(folder: Path, config: PolicyConfig, params: Params, tokenizer: T
     """Writes a policy folder; it appears whole or not at all.
 
     Raises:
-        WeightsError: the folder exists and is not empty.
+        WeightsError: the folder exists and is not empty, or cannot be written.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise errors.WeightsError(f"{folder} exists and is not empty: choose another output folder or remove it")
+    errors.check_new_folder(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

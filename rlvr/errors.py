@@ -1,9 +1,10 @@
-"""The errors a user can cause, and the few checks that raise them. Imports nothing: verifier workers may load it."""
+"""The errors a user can cause, and the few checks that raise them. Verifier workers load it: it imports no jax."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class ConfigError(ValueError):
@@ -34,6 +35,12 @@ def check_choice(field: str, value: object, choices: Iterable[str]) -> None:
     if value not in choices:
         hint = nearest(str(value), choices)
         raise ConfigError(f"{field}={value!r} is not known{hint} (accepted: {', '.join(choices)})")
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raises WeightsError unless the folder is absent or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WeightsError(f"{folder} exists and is not an empty folder: choose another or remove it")
 
 
 def check_at_least(field: str, value: float, least: float) -> None:

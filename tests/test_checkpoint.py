@@ -267,7 +267,7 @@ def test_policy_folder_round_trip(tmp_path, setting):
     assert loaded.policy.config == CONFIG
     assert_same(loaded.params, setting[0].params)
     assert loaded.tokenizer.encode("1+2=") == ByteTokenizer().encode("1+2=")
-    with pytest.raises(errors.WeightsError, match="exists and is not empty"):
+    with pytest.raises(errors.WeightsError, match="exists and is not an empty folder"):
         save_policy(tmp_path / "policy", CONFIG, setting[0].params, ByteTokenizer())
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 

@@ -45,7 +45,7 @@ def export_policy(
         WeightsError: the folder is not empty or cannot be written, no family is known, the family cannot express the
             policy, or a parameter is not finite in `dtype`.
     """
-    check_output(folder)
+    errors.check_new_folder(folder)
     values = describe(config, family)
     described = values | {
         "dtype": dtype,
@@ -72,12 +72,6 @@ def export_policy(
         raise errors.WeightsError(f"{folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def check_output(folder: Path) -> None:
-    """Raises WeightsError unless the folder is absent or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise errors.WeightsError(f"{folder} exists and is not an empty folder: choose another or remove it")
 
 
 def describe(config: PolicyConfig, family: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def export_adapters(
         WeightsError: the folder is not empty or cannot be written, no family is known, the family cannot express the
             policy, or an adapter is not finite.
     """
-    exporter.check_output(folder)
+    errors.check_new_folder(folder)
     names = families.FAMILIES[exporter.describe(config, family)["model_type"]].names
     pairs = list(_pairs(config, chosen, adapters, names))
     tensors: dict[str, np.ndarray] = {}

@@ -3,6 +3,7 @@ gathers and products themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -57,24 +58,40 @@ def _grouped_dot(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.A
 
 def _multiply(rows: jax.Array, weights: jax.Array, sizes: jax.Array, *, transposed: bool) -> jax.Array:
     count, groups = rows.shape[0], weights.shape[0]
-    block = block_size(count, groups)
-    padded = jnp.pad(rows, ((0, block), (0, 0)))
+    blocks = block_sizes(count, groups)
+    padded = jnp.pad(rows, ((0, blocks[-1]), (0, 0)))
     starts = jnp.cumsum(sizes) - sizes
     contract = (((1,), (1 if transposed else 0,)), ((), ()))
 
     def group(g: jax.Array, out: jax.Array) -> jax.Array:
         matrix = jax.lax.dynamic_index_in_dim(weights, g, keepdims=False)
 
-        def one(i: jax.Array, out: jax.Array) -> jax.Array:
-            at = starts[g] + i * block
+        def one(offset: jax.Array, block: int, out: jax.Array) -> jax.Array:
+            at = starts[g] + offset
             part = jax.lax.dynamic_slice_in_dim(padded, at, block)
             product = jax.lax.dot_general(part, matrix, contract, preferred_element_type=jnp.float32)
             return jax.lax.dynamic_update_slice_in_dim(out, product.astype(out.dtype), at, axis=0)
 
-        return jax.lax.fori_loop(0, -(-sizes[g] // block), one, out)
+        return _over_blocks(sizes[g], blocks, one, out)
 
-    _, empty = _vary_alike(rows, jnp.zeros((count + block, weights.shape[1 if transposed else 2]), rows.dtype))
+    shape = (count + blocks[-1], weights.shape[1 if transposed else 2])
+    _, empty = _vary_alike(rows, jnp.zeros(shape, rows.dtype))
     return jax.lax.fori_loop(0, groups, group, empty)[:count]
+
+
+def _over_blocks(
+    size: jax.Array,
+    blocks: tuple[int, int],
+    body: Callable[[jax.Array, int, jax.Array], jax.Array],
+    carry: jax.Array,
+) -> jax.Array:
+    """Calls body(offset, block, carry) for large blocks while they fit into `size` rows, then for small ones."""
+    large, small = blocks
+    whole = size // large
+    carry = jax.lax.fori_loop(0, whole, lambda i, carry: body(i * large, large, carry), carry)
+    done = whole * large
+    rest = -(-(size - done) // small)
+    return jax.lax.fori_loop(0, rest, lambda i, carry: body(done + i * small, small, carry), carry)
 
 
 def _grouped_dot_forward(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> tuple[jax.Array, Any]:
@@ -84,21 +101,21 @@ def _grouped_dot_forward(rows: jax.Array, weights: jax.Array, sizes: jax.Array) 
 def _grouped_dot_backward(saved: Any, gradient: jax.Array) -> tuple[Any, ...]:
     rows, weights, sizes = saved
     count, groups = rows.shape[0], weights.shape[0]
-    block = block_size(count, groups)
-    padded, padded_gradient = (jnp.pad(x, ((0, block), (0, 0))) for x in (rows, gradient))
+    blocks = block_sizes(count, groups)
+    padded, padded_gradient = (jnp.pad(x, ((0, blocks[-1]), (0, 0))) for x in (rows, gradient))
     starts = jnp.cumsum(sizes) - sizes
+    contract = (((0,), (0,)), ((), ()))
 
     def group(g: jax.Array, out: jax.Array) -> jax.Array:
-        def one(i: jax.Array, total: jax.Array) -> jax.Array:
-            at = starts[g] + i * block
-            own = (i * block + jnp.arange(block))[:, None] < sizes[g]
+        def one(offset: jax.Array, block: int, total: jax.Array) -> jax.Array:
+            at = starts[g] + offset
+            own = (offset + jnp.arange(block))[:, None] < sizes[g]
             part = jax.lax.dynamic_slice_in_dim(padded, at, block)
             slope = jnp.where(own, jax.lax.dynamic_slice_in_dim(padded_gradient, at, block), 0)
-            contract = (((0,), (0,)), ((), ()))
             return total + jax.lax.dot_general(part, slope, contract, preferred_element_type=jnp.float32)
 
         _, total = _vary_alike(rows, jnp.zeros(weights.shape[1:], jnp.float32))
-        total = jax.lax.fori_loop(0, -(-sizes[g] // block), one, total)
+        total = _over_blocks(sizes[g], blocks, one, total)
         return jax.lax.dynamic_update_index_in_dim(out, total.astype(out.dtype), g, axis=0)
 
     _, empty = _vary_alike(rows, jnp.zeros_like(weights))
@@ -123,12 +140,16 @@ def _vary_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     )
 
 
-def block_size(rows: int, groups: int) -> int:
-    """Rows of a block: about half a group's fair share, between 8 and 256, so that little is multiplied in vain."""
+def block_sizes(rows: int, groups: int) -> tuple[int, int]:
+    """Rows of a large and of a small block.
+
+    Large ones are up to half a group's fair share, at most 256: a product packs the matrix anew for each. Small ones
+    do the rest of a group, of which the last is partly multiplied in vain.
+    """
     size = 8
     while size < 256 and size * 4 <= rows // groups:
         size *= 2
-    return size
+    return size, max(size // 8, 8)
 
 
 def _no_gradient(x: jax.Array) -> np.ndarray:

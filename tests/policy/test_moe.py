@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 
 from rlvr.policy.config import PolicyConfig
-from rlvr.policy.grouped import block_size, grouped_dot, permute
+from rlvr.policy.grouped import block_sizes, grouped_dot, permute
 from rlvr.policy.moe import BACKENDS, Experts, Projection
 
 N, D, F, E, TOP = 70, 12, 20, 8, 2
@@ -52,7 +52,7 @@ def loop(choices: np.ndarray, first: int, count: int) -> np.ndarray:
 def test_the_crafted_routing_is_what_it_says() -> None:
     counts = np.bincount(ROUTINGS["all_to_one"].ravel(), minlength=E)
     assert counts[5] == N and counts[0] == counts[3] == counts[7] == 0 and counts.sum() == N * TOP
-    assert N > 4 * block_size(N * TOP, E)  # several blocks of one expert
+    assert N > 4 * block_sizes(N * TOP, E)[0]  # several blocks of one expert
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
@@ -103,14 +103,15 @@ def test_ragged_uses_no_row_past_its_groups(monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_allclose(out, loop(choices, first, count), atol=2e-5)
 
 
-@pytest.mark.parametrize("sizes", [[30, 0, 1, 24, 0, 7], [0, 0, 0, 0, 0, 62], [9, 9, 9, 9, 9, 9], [0] * 6])
+@pytest.mark.parametrize("sizes", [[300, 0, 10, 241, 0, 69], [0, 0, 0, 0, 0, 620], [99, 7, 64, 32, 33, 1], [0] * 6])
 def test_grouped_dot_is_a_loop_over_groups(sizes: list[int]) -> None:
     rng = np.random.default_rng(1)
-    rows, weights = (rng.normal(size=s).astype(np.float32) for s in ((62, 12), (6, 12, 20)))
+    rows, weights = (rng.normal(size=s).astype(np.float32) for s in ((620, 12), (6, 12, 20)))
+    assert block_sizes(620, 6) == (32, 8)
     total = sum(sizes)
-    cotangent = np.where(np.arange(62)[:, None] < total, rng.normal(size=(62, 20)), 0.0).astype(np.float32)
+    cotangent = np.where(np.arange(620)[:, None] < total, rng.normal(size=(620, 20)), 0.0).astype(np.float32)
     ends = np.cumsum(sizes)
-    expected, by_rows, by_weights = np.zeros((62, 20)), np.zeros((62, 12)), np.zeros((6, 12, 20))
+    expected, by_rows, by_weights = np.zeros((620, 20)), np.zeros((620, 12)), np.zeros((6, 12, 20))
     for g, end in enumerate(ends):
         own = slice(end - sizes[g], end)
         expected[own] = rows[own].astype(np.float64) @ weights[g]
@@ -121,7 +122,7 @@ def test_grouped_dot_is_a_loop_over_groups(sizes: list[int]) -> None:
     assert np.all(np.isfinite(out))
     got_rows, got_weights = pull(jnp.asarray(cotangent))
     np.testing.assert_allclose(got_rows[:total], by_rows[:total], atol=1e-5)
-    np.testing.assert_allclose(got_weights, by_weights, atol=2e-5)
+    np.testing.assert_allclose(got_weights, by_weights, atol=2e-4)  # sums of up to 620 products
 
 
 def test_the_gradient_of_a_permutation_is_its_inverse() -> None:

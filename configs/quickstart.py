@@ -20,7 +20,7 @@ def get_config() -> ExperimentConfig:
     """Returns the config."""
     return ExperimentConfig(
         name="quickstart",
-        steps=240,
+        steps=320,
         policy=PolicyConfig(
             dim=128,
             layers=3,

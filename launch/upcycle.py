@@ -24,7 +24,9 @@ from rlvr.weights import layout, upcycle
 OUTPUT = flags.DEFINE_string("output", None, "The policy folder to write; may exist if empty.", required=True)
 EXPERTS = flags.DEFINE_integer("experts", 8, "Experts of a mixture layer.")
 EXPERTS_PER_TOKEN = flags.DEFINE_integer("experts_per_token", 2, "Experts that a token uses.")
-EVERY = flags.DEFINE_integer("every", 1, "Every so manieth layer becomes a mixture, the last one first.", lower_bound=1)
+EVERY = flags.DEFINE_integer(
+    "every", 1, "One layer in so many becomes a mixture, counted from the last.", lower_bound=1
+)
 NOISE = flags.DEFINE_float(
     "noise", 0.0, "Standard deviation of what each expert differs by, as a share of the matrix's own.", lower_bound=0.0
 )

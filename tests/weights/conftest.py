@@ -193,21 +193,22 @@ def tiny(tmp_path, tiny_metadata) -> Tiny:
     return Tiny(tmp_path, tiny_metadata)
 
 
+def fetched(variable: str, pattern: str, script: str) -> Path:
+    """The file that an environment variable names or that a script left in weights/; the test is skipped without."""
+    named = os.environ.get(variable)
+    found = [Path(named)] if named else sorted(ROOT.glob(f"weights/**/{pattern}"))
+    if not found:
+        pytest.skip(f"no {pattern}: run scripts/{script} or set {variable}")
+    return found[0]
+
+
 @pytest.fixture(scope="session")
 def real_gguf() -> Path:
-    """SmolLM2-135M-Instruct as scripts/fetch_smollm2.sh leaves it, or where RLVR_SMOLLM2 says."""
-    named = os.environ.get("RLVR_SMOLLM2")
-    found = [Path(named)] if named else sorted(ROOT.glob("weights/**/SmolLM2-135M-Instruct*.gguf"))
-    if not found:
-        pytest.skip("no SmolLM2 GGUF: run scripts/fetch_smollm2.sh or set RLVR_SMOLLM2")
-    return found[0]
+    """SmolLM2-135M-Instruct."""
+    return fetched("RLVR_SMOLLM2", "SmolLM2-135M-Instruct*.gguf", "fetch_smollm2.sh")
 
 
 @pytest.fixture(scope="session")
 def gemma3_gguf() -> Path:
-    """Gemma 3 270M as scripts/fetch_gemma3.sh leaves it, or where RLVR_GEMMA3 says."""
-    named = os.environ.get("RLVR_GEMMA3")
-    found = [Path(named)] if named else sorted(ROOT.glob("weights/**/gemma-3-270m*.gguf"))
-    if not found:
-        pytest.skip("no Gemma 3 GGUF: run scripts/fetch_gemma3.sh or set RLVR_GEMMA3")
-    return found[0]
+    """Gemma 3 270M."""
+    return fetched("RLVR_GEMMA3", "gemma-3-270m*.gguf", "fetch_gemma3.sh")

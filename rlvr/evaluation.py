@@ -32,9 +32,10 @@ def evaluate(
         on_episodes: called with each set's name and episodes.
 
     Returns:
-        Per set: `n`, `accuracy` (share with a full strict score), `accuracy_lenient`, `interval` (95 % of the
-        accuracy), `score` (mean strict score, partial credit included), `mean_tokens`, `truncated` (share),
-        `statuses` (counts).
+        Per set: `n` (completions with a score, the base of all that follows), `unscorable` (those without: the
+        verifier failed), `accuracy` (share with a full strict score), `accuracy_lenient`, `interval` (95 % of the
+        accuracy), `score` (mean strict score, partial credit included); and of all completions `mean_tokens`,
+        `truncated` (share), `statuses` (counts). With n = 0 the four that rest on it are None.
     """
     results = {}
     for name, tasks in sets.items():
@@ -47,14 +48,16 @@ def evaluate(
 
 def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
     """Returns the results of one set; see `evaluate`."""
-    strict, lenient = correct(episodes)
+    scored = [e for e in episodes if e.verdict.score is not None]
+    strict, lenient = correct(scored)
     statuses = [e.verdict.status for e in episodes]
     return {
-        "n": len(episodes),
-        "accuracy": float(np.mean(strict)),
-        "accuracy_lenient": float(np.mean(lenient)),
-        "interval": [float(x) for x in mean_interval(strict)],
-        "score": float(np.mean([e.verdict.score for e in episodes])),
+        "n": len(scored),
+        "unscorable": len(episodes) - len(scored),
+        "accuracy": float(np.mean(strict)) if scored else None,
+        "accuracy_lenient": float(np.mean(lenient)) if scored else None,
+        "interval": [float(x) for x in mean_interval(strict)] if scored else None,
+        "score": float(np.mean([e.verdict.score for e in scored])) if scored else None,
         "mean_tokens": float(np.mean([len(e.completion.tokens) for e in episodes])),
         "truncated": float(np.mean([e.completion.stop_reason == "length" for e in episodes])),
         "statuses": {status: statuses.count(status) for status in STATUSES if status in statuses},
@@ -62,18 +65,28 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
 
 
 def correct(episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which episodes have a full score, 0.0 or 1.0 each, under strict and under lenient extraction."""
-    strict = [e.verdict.score >= 1.0 for e in episodes]
-    lenient = [e.verdict.parts.get("lenient", e.verdict.score) >= 1.0 for e in episodes]
-    return np.array(strict, np.float64), np.array(lenient, np.float64)
+    """Returns which episodes have a full score under strict and under lenient extraction: 0 or 1, NaN if unscorable."""
+    strict = [e.verdict.score for e in episodes]
+    lenient = [e.verdict.parts.get("lenient", e.verdict.score) for e in episodes]
+    return _full(strict), _full(lenient)
 
 
-def mean_accuracy(results: Mapping[str, Mapping[str, Any]]) -> float:
-    """Returns the mean over sets of the accuracy: what the best checkpoint is chosen by."""
-    return float(np.mean([result["accuracy"] for result in results.values()]))
+def _full(scores: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if score is None else float(score >= 1.0) for score in scores], np.float64)
+
+
+def mean_accuracy(results: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Returns the mean over sets of the accuracy, what the best checkpoint is chosen by; None if one has none."""
+    accuracies = [result["accuracy"] for result in results.values()]
+    return None if None in accuracies else float(np.mean(accuracies))
 
 
 def flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the results as metrics: "eval/<set>/<name>"."""
-    names = ("accuracy", "accuracy_lenient", "mean_tokens", "n")
-    return {f"eval/{set_name}/{name}": result[name] for set_name, result in results.items() for name in names}
+    """Returns the results as metrics: "eval/<set>/<name>", without those that are None."""
+    names = ("accuracy", "accuracy_lenient", "mean_tokens", "n", "unscorable")
+    return {
+        f"eval/{set_name}/{name}": result[name]
+        for set_name, result in results.items()
+        for name in names
+        if result[name] is not None
+    }

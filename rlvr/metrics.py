@@ -16,32 +16,48 @@ from rlvr.types import STATUSES
 
 
 def rollout_metrics(collected: Collected, rewards: np.ndarray, valid: np.ndarray, group_size: int) -> dict[str, float]:
-    """Returns the metrics of one step's samples; rewards and valid are [P * G]."""
+    """Returns the metrics of one step's samples; rewards and valid are [P * G].
+
+    Accuracies and parts are means over the samples that have them: an unscorable one is none of them. The same holds
+    for groups and their masked samples.
+    """
     episodes = collected.episodes
     lengths = np.array([len(e.completion.tokens) for e in episodes])
     strict, lenient = correct(episodes)
     statuses = [e.verdict.status for e in episodes]
-    grouped = rewards.reshape(-1, group_size)
-    flat = np.ptp(grouped, axis=1) <= SPREAD_TOLERANCE
+    lowest = np.where(valid, rewards, np.inf).reshape(-1, group_size).min(axis=1)
+    highest = np.where(valid, rewards, -np.inf).reshape(-1, group_size).max(axis=1)
+    flat = (lowest <= highest) & (highest - lowest <= SPREAD_TOLERANCE)  # a wholly masked group is not
     kept = rewards[valid] if valid.any() else np.zeros(1)
-    right = strict == 1.0
+    right, wrong = strict == 1.0, strict == 0.0
     metrics = {
         "reward/mean": np.mean(kept),
         "reward/std": np.std(kept),
-        "accuracy/strict": np.mean(strict),
-        "accuracy/lenient": np.mean(lenient),
+        "accuracy/strict": np.mean(strict[right | wrong]) if (right | wrong).any() else np.nan,
+        "accuracy/lenient": np.mean(lenient[right | wrong]) if (right | wrong).any() else np.nan,
         "rollout/tokens_mean": np.mean(lengths),
         "rollout/tokens_mean_right": np.mean(lengths[right]) if right.any() else np.nan,
-        "rollout/tokens_mean_wrong": np.mean(lengths[~right]) if (~right).any() else np.nan,
+        "rollout/tokens_mean_wrong": np.mean(lengths[wrong]) if wrong.any() else np.nan,
         "rollout/tokens_per_s": np.sum(lengths) / max(collected.decode_s, 1e-9),
         "rollout/truncated": np.mean([e.completion.stop_reason == "length" for e in episodes]),
-        "groups/all_correct": np.mean(flat & (grouped[:, 0] >= 1.0)),
-        "groups/all_wrong": np.mean(flat & (grouped[:, 0] < 1.0)),
+        "groups/all_correct": np.mean(flat & (lowest >= 1.0)),
+        "groups/all_wrong": np.mean(flat & (lowest < 1.0)),
         "verify/masked": np.sum(~valid),
         "verify/seconds_max": np.max([e.verdict.seconds for e in episodes]),
         **{f"verdict/{status}": statuses.count(status) for status in STATUSES},
+        **_part_means(episodes),
     }
     return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
+
+
+def _part_means(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Returns "part/<name>": the mean of each part of the verdicts, over those that have it."""
+    values: dict[str, list[float]] = {}
+    for episode in episodes:
+        for name, value in episode.verdict.parts.items():
+            if value is not None and name not in ("strict", "lenient"):  # these are the accuracies
+                values.setdefault(name, []).append(value)
+    return {f"part/{name}": float(np.mean(found)) for name, found in sorted(values.items())}
 
 
 def mean_kl(rows: Sequence[Row], reference: Sequence[np.ndarray]) -> float:

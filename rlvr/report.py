@@ -125,7 +125,7 @@ def _notices(result: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]]
 
 
 def _eval_counts(result: Mapping[str, Any] | None) -> dict[str, int]:
-    return {task: numbers["n"] for task, numbers in (result or {}).get("eval", {}).items() if "n" in numbers}
+    return {task: numbers["n"] for task, numbers in (result or {}).get("eval", {}).items() if numbers.get("n")}
 
 
 def _eval_table(result: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -164,13 +164,14 @@ def choose_samples(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Best and worst go by score, then by advantage, then by order. Of the rows only two a step are held.
 
     Returns:
-        [{"step", "count", "score" (mean), "rollouts": [(label, row)]}]; empty if there are no rows.
+        [{"step", "count", "score" (mean of those that have one, or None), "rollouts": [(label, row)]}]; empty if
+        there are no rows.
     """
     steps: dict[int, dict[str, Any]] = {}
     for row in rows:
-        seen = steps.setdefault(row["step"], {"count": 0, "total": 0.0, "best": row, "worst": row})
+        seen = steps.setdefault(row["step"], {"count": 0, "scores": [], "best": row, "worst": row})
         seen["count"] += 1
-        seen["total"] += row.get("score") or 0.0
+        seen["scores"] += [] if row.get("score") is None else [row["score"]]
         if _rank(row) > _rank(seen["best"]):
             seen["best"] = row
         # <=: among equals the last is the worst, so that two different rollouts are shown.
@@ -184,13 +185,13 @@ def choose_samples(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rollouts = [("best", seen["best"]), ("worst", seen["worst"])]
         if seen["count"] == 1:
             rollouts = [("only one recorded", seen["best"])]
-        mean = seen["total"] / seen["count"]
+        mean = sum(seen["scores"]) / len(seen["scores"]) if seen["scores"] else None
         shown.append({"step": step, "count": seen["count"], "score": mean, "rollouts": rollouts})
     return shown
 
 
 def _rank(row: Mapping[str, Any]) -> tuple[float, float]:
-    lowest = float("-inf")  # a score that was not finite is null, and ranks lowest
+    lowest = float("-inf")  # the score of an unscorable rollout is null, and ranks lowest
     score, advantage = row.get("score"), row.get("advantage")
     return (lowest if score is None else score, lowest if advantage is None else advantage)
 

@@ -50,18 +50,20 @@ class Verdict:
     """What a verifier says of one completion.
 
     Attributes:
-        score: the reward under strict extraction; finite.
+        score: the reward under strict extraction, finite; None exactly where `status` is "error": nothing is known
+            of the completion then, and that is not 0.
         status: one of `STATUSES`.
         detail: a short reason for people.
         seconds: wall-clock seconds of the verification.
-        parts: named components; always has "strict" and "lenient" (score if the answer is searched for anywhere).
+        parts: named components, None where unscorable; always has "strict" and "lenient" (score if the answer is
+            searched for anywhere), which are None exactly where `score` is.
     """
 
-    score: float
+    score: float | None
     status: str
     detail: str = ""
     seconds: float = 0.0
-    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    parts: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -283,7 +283,7 @@ def test_samples_best_and_worst():
     ]
     (five,) = report.choose_samples(row for row in rows if row["step"] == 5)
     assert [r["name"] for _, r in five["rollouts"]] == ["c", "d"]
-    assert five["count"] == 4 and five["score"] == 0.5
+    assert five["count"] == 4 and five["score"] == 2 / 3  # of the three that have one
 
 
 def test_unfinished_run_shows_what_there_is(tmp_path):

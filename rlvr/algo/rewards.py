@@ -30,7 +30,7 @@ class RewardConfig:
 
 
 def compute_rewards(verdicts: Sequence[Verdict], config: RewardConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (rewards float64, valid bool), one for each verdict."""
+    """Returns (rewards float64, valid bool), one for each verdict; a masked one's reward is 0."""
     special = {"timeout": config.on_timeout, "error": config.on_error, "refused": config.on_refused}
     rewards = np.array([0.0 if v.status in special else v.score for v in verdicts], np.float64)
     valid = np.array([special.get(v.status) != "mask" for v in verdicts], bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -15,7 +16,7 @@ from rlvr.policy.transformer import Params
 from rlvr.rollout.engine import Engine
 from rlvr.text.chat import encode_task
 from rlvr.text.tokenizer import Tokenizer
-from rlvr.types import STATUSES, Completion, Request, Task, Verdict
+from rlvr.types import Completion, Request, Task, Verdict
 from rlvr.verifiers.pool import VerifierPool
 
 
@@ -64,8 +65,7 @@ class Collector:
     ) -> Collected:
         """Samples each task `samples` times.
 
-        With several processes each verifies its share and all get every verdict (the `detail` of the other
-        processes' verdicts is not carried over).
+        With several processes each verifies its share and all get every verdict.
 
         Raises:
             DataError: a prompt is longer than the engine's budget.
@@ -107,24 +107,16 @@ def share_verdicts(own: dict[int, Verdict], total: int) -> list[Verdict]:
     """Returns all verdicts on every process, given each process's own; one process needs no exchange."""
     if jax.process_count() == 1:
         return [own[i] for i in range(total)]
-    table = np.zeros((total, 5), np.float64)
-    for i, verdict in own.items():
-        parts = verdict.parts
-        status = STATUSES.index(verdict.status)
-        table[i] = (
-            verdict.score,
-            status,
-            verdict.seconds,
-            parts.get("strict", 0.0),
-            parts.get("lenient", 0.0),
-        )
-    # Each row is filled by one process and zero in the others. 64-bit floats do not survive the exchange: send bytes.
-    gathered = multihost_utils.process_allgather(np.frombuffer(table.tobytes(), np.uint8))
-    summed = np.sum([np.frombuffer(part.tobytes(), np.float64).reshape(total, 5) for part in gathered], axis=0)
-    return [
-        own.get(
-            i,
-            Verdict(row[0], STATUSES[int(row[1])], "", row[2], {"strict": row[3], "lenient": row[4]}),
-        )
-        for i, row in enumerate(summed)
-    ]
+    # Parts have other names from verdict to verdict: they travel as text, and floats survive that exactly.
+    text = json.dumps({i: dataclasses.asdict(verdict) for i, verdict in own.items()}).encode("ascii")
+    verdicts = {int(i): Verdict(**fields) for part in _allgather_bytes(text) for i, fields in json.loads(part).items()}
+    return [verdicts[i] for i in range(total)]
+
+
+def _allgather_bytes(own: bytes) -> list[bytes]:
+    """Returns the bytes of every process, in the order of the processes."""
+    sizes = multihost_utils.process_allgather(np.array([len(own)], np.int32)).reshape(-1)
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: len(own)] = np.frombuffer(own, np.uint8)
+    gathered = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes() for row, size in zip(gathered, sizes, strict=True)]

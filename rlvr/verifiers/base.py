@@ -1,7 +1,8 @@
 """The table of verifiers, and the one call that turns whatever a verifier does into a well-formed verdict.
 
 A verifier is a function (completion text, reference answer, payload) -> Verdict. Besides the names of
-`VERIFIERS`, "package.module:function" names one of the user's own.
+`VERIFIERS`, "package.module:function" names one of the user's own. A payload with the list "gold" has several
+reference answers, any of which will do: the verifier is then asked about one after the other.
 """
 
 from __future__ import annotations
@@ -83,41 +84,84 @@ def warm_up(name: str) -> None:
 def verify(name: str, completion: str, reference: str, payload: Mapping[str, Any]) -> types.Verdict:
     """Runs one verifier in this process, without a time limit, and returns a well-formed verdict.
 
-    A verifier that raises, or returns anything but a well-formed verdict, gives status "error" and score 0.
+    A verifier that raises, or returns anything but a well-formed verdict, gives status "error" and no score. Of
+    several gold answers (see above) the best verdict counts; an "error" for one of them makes the whole unscorable,
+    unless another is met in full.
     """
     start = time.perf_counter()
-    try:
-        verdict = _checked(name, load(name)(completion, reference, payload))
-    except (Exception, SystemExit) as error:  # sys.exit() in a verifier must not end the worker
-        verdict = make_failure("error", f"verifier {name!r} raised {type(error).__name__}: {error}")
+    if "gold" in payload:
+        verdict = _verify_any(name, completion, payload)
+    else:
+        verdict = _verify_one(name, completion, reference, payload)
     return dataclasses.replace(verdict, seconds=time.perf_counter() - start)
 
 
+def _verify_one(name: str, completion: str, reference: str, payload: Mapping[str, Any]) -> types.Verdict:
+    try:
+        return _checked(name, load(name)(completion, reference, payload))
+    except (Exception, SystemExit) as error:  # sys.exit() in a verifier must not end the worker
+        return make_failure("error", f"verifier {name!r} raised {type(error).__name__}: {error}")
+
+
+def _verify_any(name: str, completion: str, payload: Mapping[str, Any]) -> types.Verdict:
+    golds = payload["gold"]
+    if not isinstance(golds, list) or not golds or not all(isinstance(gold, str) for gold in golds):
+        said = f"gold={golds!r:.80} must be a list of at least one text"
+        return make_failure("error", f"verifier {name!r}: the payload's {said}")
+    rest = {field: value for field, value in payload.items() if field != "gold"}
+    verdicts = []
+    for gold in golds:
+        verdicts.append(_verify_one(name, completion, gold, rest))
+        if verdicts[-1].status == "correct":
+            return verdicts[-1]
+    failed = [verdict for verdict in verdicts if verdict.score is None]
+    if failed:
+        return failed[0]
+    # Among equal scores a read answer says more than an unread one.
+    best = max(verdicts, key=lambda v: (v.score, -types.STATUSES.index(v.status)))
+    lenient = max(v.parts["lenient"] or 0.0 for v in verdicts)
+    return dataclasses.replace(best, parts={**best.parts, "lenient": lenient})
+
+
 def make_failure(status: str, detail: str, seconds: float = 0.0) -> types.Verdict:
-    """Returns a verdict of score 0 with the given status."""
-    return types.Verdict(0.0, status, detail[:_MAX_DETAIL], seconds, {"strict": 0.0, "lenient": 0.0})
+    """Returns a verdict with the given status: unscorable if that is "error", else of score 0."""
+    score = None if status == "error" else 0.0
+    return types.Verdict(score, status, detail[:_MAX_DETAIL], seconds, {"strict": score, "lenient": score})
 
 
 def _checked(name: str, verdict: Any) -> types.Verdict:
     """Returns the verdict with plain floats, or an "error" verdict that says what is wrong with it."""
     if not isinstance(verdict, types.Verdict):
         return make_failure("error", f"verifier {name!r} returned a {type(verdict).__name__}, not a Verdict")
+    said = _find_fault(verdict)
+    if said:
+        return make_failure("error", f"verifier {name!r} returned {said}")
     parts = {"strict": verdict.score, "lenient": verdict.score, **verdict.parts}
-    for part, value in {"score": verdict.score, **parts}.items():
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            return make_failure("error", f"verifier {name!r} returned {part}={value!r}, not a finite number")
-    if verdict.status not in types.STATUSES:
-        return make_failure(
-            "error",
-            f"verifier {name!r} returned status={verdict.status!r} (accepted: {', '.join(types.STATUSES)})",
-        )
-    if parts["strict"] != verdict.score:
-        return make_failure(
-            "error", f"verifier {name!r} returned score={verdict.score!r} but strict={parts['strict']!r}"
-        )
     return dataclasses.replace(
         verdict,
-        score=float(verdict.score),
+        score=_plain(verdict.score),
         detail=str(verdict.detail)[:_MAX_DETAIL],
-        parts={str(part): float(value) for part, value in parts.items()},
+        parts={str(part): _plain(value) for part, value in parts.items()},
     )
+
+
+def _find_fault(verdict: types.Verdict) -> str:
+    """Returns what is wrong with a verdict, "" if nothing."""
+    if verdict.status not in types.STATUSES:
+        return f"status={verdict.status!r} (accepted: {', '.join(types.STATUSES)})"
+    for part, value in {"score": verdict.score, **verdict.parts}.items():
+        if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value)):
+            return f"{part}={value!r}, neither a finite number nor None"
+    score = verdict.score
+    if (score is None) != (verdict.status == "error"):
+        return f"score={score!r} with status {verdict.status!r} (None goes with 'error', and only with it)"
+    strict, lenient = verdict.parts.get("strict", score), verdict.parts.get("lenient", score)
+    if strict != score:
+        return f"score={score!r} but strict={strict!r}"
+    if (lenient is None) != (score is None):
+        return f"score={score!r} but lenient={lenient!r}"
+    return ""
+
+
+def _plain(value: float | None) -> float | None:
+    return None if value is None else float(value)

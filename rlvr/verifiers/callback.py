@@ -36,8 +36,8 @@ def make_score_fn(pool: VerifierPool, tasks: Sequence[types.Task], decode: Calla
         decode: token ids [n] int32 -> text. Called from several threads at a time.
 
     Returns:
-        a function whose statuses are positions in `types.STATUSES`. It raises IndexError for an index outside
-        `tasks` and ValueError for a length outside [0, C].
+        a function whose statuses are positions in `types.STATUSES`, and whose score is NaN where the status is
+        "error". It raises IndexError for an index outside `tasks` and ValueError for a length outside [0, C].
     """
 
     def score(completions: np.ndarray, lengths: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +48,7 @@ def make_score_fn(pool: VerifierPool, tasks: Sequence[types.Task], decode: Calla
             for row, length, index in zip(completions, lengths, indices, strict=True)
         ]
         verdicts = [future.result() for future in futures]
-        scores = np.array([verdict.score for verdict in verdicts], np.float32)
+        scores = np.array([np.nan if v.score is None else v.score for v in verdicts], np.float32)
         statuses = np.array([types.STATUSES.index(verdict.status) for verdict in verdicts], np.int32)
         return scores, statuses
 
@@ -85,7 +85,9 @@ def verify_in_jit(
         axes: the mesh axis or axes that B is sharded over.
 
     Returns:
-        scores [B] float32 and statuses [B] int32 (positions in `types.STATUSES`), sharded like `lengths`.
+        scores [B] float32 and statuses [B] int32 (positions in `types.STATUSES`), sharded like `lengths`. An
+        unscorable row (status "error") has the score NaN, so that none passes for 0 unnoticed: replace it with
+        `jnp.where` on the status before any product or sum.
 
     Raises:
         ConfigError: an axis that the mesh lacks, or B not a multiple of the number of shards.

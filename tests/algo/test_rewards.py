@@ -7,7 +7,7 @@ from rlvr import errors
 from rlvr.algo.rewards import RewardConfig, compute_rewards
 from rlvr.types import STATUSES, Verdict
 
-SCORES = {"correct": 1.0, "wrong": 0.25, "unparsed": -0.5, "timeout": 1.0, "error": 1.0, "refused": 1.0}
+SCORES = {"correct": 1.0, "wrong": 0.25, "unparsed": -0.5, "timeout": 1.0, "error": None, "refused": 1.0}
 
 
 def judge(**fields: str) -> tuple[dict[str, float], dict[str, bool]]:
@@ -19,7 +19,7 @@ def judge(**fields: str) -> tuple[dict[str, float], dict[str, bool]]:
 
 def test_defaults() -> None:
     rewards, valid = judge()
-    # A verdict that was not reached is worth nothing, whatever score it carries.
+    # A verdict that was not reached is worth nothing, whatever score it carries or lacks.
     assert rewards == {"correct": 1.0, "wrong": 0.25, "unparsed": -0.5, "timeout": 0.0, "error": 0.0, "refused": 0.0}
     assert [status for status in STATUSES if not valid[status]] == ["error"]
 
@@ -27,7 +27,9 @@ def test_defaults() -> None:
 @pytest.mark.parametrize("status", ["timeout", "error", "refused"])
 def test_each_status_is_masked_alone(status: str) -> None:
     fields = dict.fromkeys(("on_timeout", "on_error", "on_refused"), "zero") | {f"on_{status}": "mask"}
-    assert [s for s, kept in judge(**fields)[1].items() if not kept] == [status]
+    rewards, valid = judge(**fields)
+    assert [s for s, kept in valid.items() if not kept] == [status]
+    assert rewards[status] == 0 and np.isfinite(list(rewards.values())).all()
 
 
 @pytest.mark.parametrize("field", ["on_timeout", "on_error", "on_refused"])

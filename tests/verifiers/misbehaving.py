@@ -13,6 +13,8 @@ from rlvr.verifiers import base
 def run(completion, reference, payload):
     """Does what the completion says; "say:TEXT" answers with TEXT as the detail of a correct verdict."""
     action, _, argument = completion.partition(":")
+    if action == "share":
+        return _share(reference, payload)
     return ACTIONS[action](argument, payload)
 
 
@@ -47,6 +49,23 @@ def _signal(argument, payload):
 
 def _nan(argument, payload):
     return types.Verdict(float(argument), "correct")
+
+
+def _no_score(argument, payload):
+    return types.Verdict(None, argument, "said so", parts={"judge": None, "length": 0.5})
+
+
+def _part(argument, payload):
+    """Contradicts itself in one place."""
+    if argument == "score":
+        return types.Verdict(0.0, "error")
+    return types.Verdict(1.0, "correct", parts={argument: {"strict": 0.5, "lenient": None, "other": "high"}[argument]})
+
+
+def _share(reference, payload):
+    if reference == "unparsed":
+        return types.Verdict(0.0, "unparsed", parts={"lenient": 0.5})
+    return types.Verdict(float(reference), "wrong", str(payload))
 
 
 def _not_a_verdict(argument, payload):
@@ -115,6 +134,8 @@ ACTIONS = {
     "exit": _exit,
     "signal": _signal,
     "nan": _nan,
+    "no_score": _no_score,
+    "part": _part,
     "not_a_verdict": _not_a_verdict,
     "print": _print,
     "spawn": _spawn,

@@ -19,6 +19,7 @@ from rlvr.verifiers.pool import VerifierConfig, VerifierPool
 
 B, C = 16, 5
 TASKS = [types.Task(number, "sum", "", str(number), "numeric") for number in range(7)]
+TASKS[6] = types.Task(6, "sum", "", "six", "numeric")  # a reference that no answer can be compared with
 ANSWERS = ["0", "1", "3", "3", "four", "5", "", "0", "1", "7", "3", "4", "-5", "6", "2", "1"]
 
 
@@ -73,18 +74,18 @@ def test_every_row_once_by_its_own_shard(pool, batch, sizes, axes, shards):
     @jax.jit
     def step(completions, lengths, indices):
         found = callback.verify_in_jit(record, completions, lengths, indices, mesh=mesh, axes=axes)
-        return *found, found[0].sum()
+        return *found, jnp.where(found[1] == types.STATUSES.index("error"), 0.0, found[0]).sum()
 
     scores, statuses, total = jax.block_until_ready(step(*arrays))
     b = B // shards
     assert sorted(calls) == [list(range(start, start + b)) for start in range(0, B, b)]
     direct = [pool.submit(TASKS[index], answer).result(30) for index, answer in zip(indices, ANSWERS, strict=True)]
-    np.testing.assert_array_equal(scores, [verdict.score for verdict in direct])
+    np.testing.assert_array_equal(scores, [np.nan if v.score is None else v.score for v in direct])
     assert [types.STATUSES[code] for code in np.asarray(statuses)] == [verdict.status for verdict in direct]
-    assert {verdict.status for verdict in direct} == {"correct", "wrong", "unparsed"}
+    assert {verdict.status for verdict in direct} == {"correct", "wrong", "unparsed", "error"}
     assert scores.dtype == jnp.float32 and statuses.dtype == jnp.int32
     assert scores.sharding.is_equivalent_to(sharding, 1) and statuses.sharding.is_equivalent_to(sharding, 1)
-    assert total == scores.sum()
+    assert total == np.nansum(scores)
 
 
 def test_bad_batches_are_refused(pool, batch):
@@ -131,5 +132,5 @@ def test_two_processes_each_verify_their_own_rows():
         assert report["calls"] == [[first, first + 1], [first + 2, first + 3]]
         expected = [float(row % 3 == 1) for row in range(8)]
         assert report["scores"] == [[row, expected[row : row + 2]] for row in (first, first + 2)]
-        assert report["same_sharding"]
+        assert report["same_sharding"] and report["shared"]
         assert report["mean"] == pytest.approx(3 / 8)

@@ -88,7 +88,7 @@ def test_a_hang_is_killed_near_the_limit(pool, action):
 )
 def test_failures_are_errors_and_the_pool_goes_on(single, action, said):
     verdict = verify(single, action)
-    assert (verdict.status, verdict.score) == ("error", 0)
+    assert (verdict.status, verdict.score) == ("error", None)
     assert RUN in verdict.detail and said in verdict.detail
     assert verify(single, "say:next").detail == "next"
 

@@ -107,11 +107,31 @@ def test_reasoning_gym_scores_as_the_generator(dataset):
             assert verdict.status == ("unparsed" if not answer else "correct" if expected >= 1 else "wrong")
 
 
+def test_reasoning_gym_rows_need_no_gold():
+    entry = reasoning_gym.create_dataset("prime_factorization", size=1, seed=3)[0]
+    payload = {"dataset": "prime_factorization", "entry": json.loads(json.dumps(entry))}
+    assert base.verify("reasoning_gym", entry["answer"], "", payload).status == "correct"
+    # The scorer raises on words: that is the answer's fault.
+    verdict = base.verify("reasoning_gym", "no such answer", "", payload)
+    assert (verdict.status, verdict.score) == ("unparsed", 0)
+    said = {
+        "entry=None": payload | {"entry": None},
+        "entry='x'": payload | {"entry": "x"},
+        "did you mean 'prime_factorization'": payload | {"dataset": "prime_factorisation"},
+        "the entry lacks metadata": payload | {"entry": {"answer": "7"}},
+        "cannot deal with this entry": payload | {"entry": {"answer": [7], "metadata": {}}},
+        "refuses options": payload | {"options": {"min_value": -5}},
+    }
+    for message, broken in said.items():
+        verdict = base.verify("reasoning_gym", "7", "", broken)
+        assert verdict.status == "error" and message in verdict.detail, verdict
+
+
 def test_references_and_payloads_that_cannot_work():
     verdict = base.verify("numeric", "1", "one", {})
-    assert (verdict.status, verdict.score) == ("error", 0) and "'one' is not a number" in verdict.detail
+    assert (verdict.status, verdict.score) == ("error", None) and "'one' is not a number" in verdict.detail
     verdict = base.verify("reasoning_gym", "1", "1", {"entry": {}})
-    assert verdict.status == "error" and "lacks dataset" in verdict.detail
+    assert verdict.status == "error" and "dataset=None is not a generator" in verdict.detail
     verdict = base.verify("exact", "1", "1", {"answer_format": "json"})
     assert verdict.status == "error" and "answer_format='json'" in verdict.detail
 
@@ -119,6 +139,11 @@ def test_references_and_payloads_that_cannot_work():
 @pytest.mark.parametrize(
     ("action", "said"),
     [
+        ("no_score:wrong", "score=None with status 'wrong'"),
+        ("part:score", "score=0.0 with status 'error'"),
+        ("part:strict", "score=1.0 but strict=0.5"),
+        ("part:lenient", "score=1.0 but lenient=None"),
+        ("part:other", "other='high'"),
         ("nan:nan", "score=nan"),
         ("nan:-inf", "score=-inf"),
         ("not_a_verdict:", "returned a bool"),
@@ -129,8 +154,41 @@ def test_references_and_payloads_that_cannot_work():
 )
 def test_broken_verifiers_give_errors_that_name_them(misbehaving, action, said):
     verdict = base.verify(misbehaving, action, "", {})
-    assert (verdict.status, verdict.score, verdict.parts) == ("error", 0, {"strict": 0, "lenient": 0})
+    assert (verdict.status, verdict.score, verdict.parts) == ("error", None, {"strict": None, "lenient": None})
     assert "misbehaving:run" in verdict.detail and said in verdict.detail
+
+
+def test_an_error_of_the_verifiers_own_and_parts_without_a_value(misbehaving):
+    verdict = base.verify(misbehaving, "no_score:error", "", {})
+    assert verdict.parts == {"strict": None, "lenient": None, "judge": None, "length": 0.5}
+    assert (verdict.status, verdict.score, verdict.detail) == ("error", None, "said so")
+
+
+@pytest.mark.parametrize(
+    ("completion", "golds", "status", "strict", "lenient"),
+    [
+        ("4", ["3", "4", "5"], "correct", 1, 1),
+        ("6", ["3", "4"], "wrong", 0, 0),
+        ("it is 4", ["3", "4", "5"], "unparsed", 0, 1),
+        ("4", ["one", "4"], "correct", 1, 1),  # met in full: what the other would have said does not matter
+        ("5", ["4", "one"], "error", None, None),  # perhaps right: nothing is known
+        ("5", [], "error", None, None),
+        ("5", [5], "error", None, None),
+        ("5", "5", "error", None, None),
+    ],
+)
+def test_several_golds(completion, golds, status, strict, lenient):
+    verdict = base.verify("numeric", completion, "17", {"gold": golds})
+    assert (verdict.status, verdict.score, verdict.parts["lenient"]) == (status, strict, lenient), verdict
+    assert status != "error" or "gold=" in verdict.detail or "'one' is not a number" in verdict.detail
+
+
+def test_the_best_of_several_golds(misbehaving):
+    verdict = base.verify(misbehaving, "share:", "", {"gold": ["0.25", "0.75", "0.5"]})
+    assert (verdict.status, verdict.score, verdict.detail) == ("wrong", 0.75, "{}")
+    # One unreadable under one gold and wrong under another is wrong, and has the lenient score of either.
+    verdict = base.verify(misbehaving, "share:", "", {"gold": ["unparsed", "0"]})
+    assert (verdict.status, verdict.parts) == ("wrong", {"strict": 0, "lenient": 0.5})
 
 
 def test_names(misbehaving):

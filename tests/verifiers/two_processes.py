@@ -7,10 +7,16 @@ import jax
 import numpy as np
 
 from rlvr import types
+from rlvr.rollout.collect import share_verdicts
 from rlvr.verifiers import callback
 from rlvr.verifiers.pool import VerifierConfig, VerifierPool
 
 ROWS = 8
+VERDICTS = [
+    types.Verdict(0.1 + 0.2, "wrong", "é\ud800", 1 / 3, {"strict": 0.1 + 0.2, "lenient": 1.0, "gold": 0.0}),
+    types.Verdict(None, "error", "x" * 400, 0.5, {"strict": None, "lenient": None, "judge": None}),
+    types.Verdict(1.0, "correct", "", 0.25, {"strict": 1.0, "lenient": 1.0, "audit/exit": 1.0}),
+]
 
 
 def main():
@@ -46,6 +52,7 @@ def main():
             "calls": sorted(calls),
             "scores": local,
             "mean": float(mean),
+            "shared": share_verdicts({i: v for i, v in enumerate(VERDICTS) if i % 2 == process}, 3) == VERDICTS,
             "same_sharding": statuses.sharding.is_equivalent_to(sharding, 1),
         }
     print(json.dumps(report))

@@ -1,0 +1,47 @@
+"""What is reported of samples that no verifier could score: they are counted, and are not wrong answers."""
+
+import numpy as np
+import pytest
+
+from rlvr.evaluation import flatten, mean_accuracy, summarize
+from rlvr.metrics import rollout_metrics
+from rlvr.rollout.collect import Collected, Episode
+from rlvr.types import Completion, Request, Task, Verdict
+from rlvr.verifiers.base import make_failure
+
+RIGHT = Verdict(1.0, "correct", parts={"strict": 1.0, "lenient": 1.0, "format": 1.0})
+WRONG = Verdict(0.25, "wrong", parts={"strict": 0.25, "lenient": 1.0, "format": 0.5})
+ERROR = make_failure("error", "no judge")
+
+
+def collect(*verdicts):
+    task = Task(0, "t", "", "", "exact")
+    episodes = [
+        Episode(task, Completion(Request(i, 0, i, (1,)), np.zeros(i + 1, np.int32), np.zeros(i + 1), "stop"), "", v)
+        for i, v in enumerate(verdicts)
+    ]
+    return Collected(episodes, 1.0, 0.0)
+
+
+def test_a_step():
+    verdicts = (RIGHT, ERROR, WRONG, ERROR, ERROR, ERROR)  # three groups of two
+    rewards, valid = np.array([1, 0, 0.25, 0, 0, 0.0]), np.array([v.score is not None for v in verdicts])
+    metrics = rollout_metrics(collect(*verdicts), rewards, valid, group_size=2)
+    assert metrics["reward/mean"] == 0.625
+    assert (metrics["accuracy/strict"], metrics["accuracy/lenient"]) == (0.5, 1.0)
+    assert metrics["part/format"] == 0.75 and "part/strict" not in metrics
+    assert (metrics["groups/all_correct"], metrics["groups/all_wrong"]) == (pytest.approx(1 / 3),) * 2
+    assert (metrics["rollout/tokens_mean_right"], metrics["rollout/tokens_mean_wrong"]) == (1, 3)
+    assert (metrics["verdict/error"], metrics["verify/masked"]) == (4, 4)
+    nothing = rollout_metrics(collect(ERROR, ERROR), np.zeros(2), np.zeros(2, bool), group_size=2)
+    assert "accuracy/strict" not in nothing and nothing["groups/all_wrong"] == 0
+
+
+def test_an_evaluation():
+    result = summarize(collect(RIGHT, ERROR, WRONG, WRONG).episodes)
+    assert (result["n"], result["unscorable"], result["statuses"]["error"]) == (3, 1, 1)
+    assert (result["accuracy"], result["accuracy_lenient"], result["score"]) == (1 / 3, 1.0, 0.5)
+    nothing = summarize(collect(ERROR, ERROR).episodes)
+    assert [nothing[name] for name in ("accuracy", "accuracy_lenient", "interval", "score")] == [None] * 4
+    assert flatten({"t": nothing}) == {"eval/t/n": 0, "eval/t/unscorable": 2, "eval/t/mean_tokens": 1.5}
+    assert mean_accuracy({"a": result}) == 1 / 3 and mean_accuracy({"a": result, "t": nothing}) is None

@@ -107,6 +107,27 @@ def _scan_boxes(text: str) -> tuple[list[tuple[int, int]], int]:
     return closed, last_opened
 
 
+def find_boxes(text: str) -> list[str]:
+    """Returns the contents of every closed \\boxed{}, in order."""
+    return [text[start:end] for start, end in sorted(_scan_boxes(text)[0])]
+
+
+def find_tags(text: str) -> list[str]:
+    """Returns the contents of every <answer>...</answer>, in order."""
+    pieces = (piece.partition(_TAG_CLOSE) for piece in text.split(_TAG_OPEN)[1:])
+    return [answer for answer, close, _ in pieces if close]
+
+
+def find_hashes(text: str) -> list[str]:
+    """Returns what follows every "####" on its line, in order."""
+    return [piece.partition("\n")[0] for piece in text.split(_HASH)[1:]]
+
+
+def count_phrases(text: str) -> int:
+    """Returns how often "the answer is" or its like is said."""
+    return sum(1 for _ in _PHRASE.finditer(text))
+
+
 def _find_box_strict(text: str) -> str | None:
     closed, last_opened = _scan_boxes(text)
     return next((text[start:end] for start, end in closed if start == last_opened), None)
@@ -166,3 +187,6 @@ _PLACES: dict[str, Callable[[str], str | None]] = {
     "hash": _find_hash_lenient,
     "phrase": _find_phrase,
 }
+
+# Every answer of a kind, not only the one that counts: several that differ are a sign of guessing.
+FILLED_PLACES: tuple[Callable[[str], list[str]], ...] = (find_boxes, find_tags, find_hashes)

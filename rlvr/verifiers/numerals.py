@@ -19,6 +19,8 @@ _RATIO = re.compile(r"(\d+)\s*/\s*(\d+)|\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d
 _PREFIX = re.compile(r"([-+]?)\s*(?:\\?\$|[€£¥])?\s*([-+]?)\s*")
 _LATEX = ((_MINUS, "-"), ("{,}", ","), ("\\!", ""), ("\\,", ""), ("\\%", "%"))
 
+_SEPARATORS = re.compile(r"[,;]?\s+(?:or\s+|and\s+)?|[,;]")
+
 # A number inside prose: not the tail of a word, and a minus only where it cannot be the operator of "10-3".
 _IN_PROSE = re.compile(
     r"(?:(?<![\w)\]}%.])[-+])?\s?(?:\\?\$|[€£¥])?"
@@ -50,6 +52,12 @@ def parse_number(text: str) -> fractions.Fraction | None:
         return None
     magnitude = _parse_unsigned(text[prefix.end() :])
     return -magnitude if magnitude is not None and "-" in prefix[1] + prefix[2] else magnitude
+
+
+def count_listed(text: str) -> int:
+    """Returns how many numbers a text lists, or 0 where it holds anything else but commas, "or" and "and"."""
+    items = [item for item in _SEPARATORS.split(text.strip()) if item]
+    return len(items) if all(parse_number(item) is not None for item in items) else 0
 
 
 def _parse_unsigned(text: str) -> fractions.Fraction | None:

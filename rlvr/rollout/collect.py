@@ -84,7 +84,7 @@ class Collector:
             index = completion.request.index
             texts[index] = self._tokenizer.decode(completion.tokens.tolist())
             if index % jax.process_count() == jax.process_index():
-                futures[index] = self._pool.submit(tasks[index // samples], texts[index])
+                futures[index] = self._pool.submit(tasks[index // samples], texts[index], len(completion.tokens))
 
         start = time.monotonic()
         completions = self._engine.generate(

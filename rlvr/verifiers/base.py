@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rlvr import errors, types
+from rlvr.verifiers import format as tags
+from rlvr.verifiers import length, plain, reasoning, regex, repetition, schema, tool_call
 from rlvr.verifiers import math as math_equivalence
-from rlvr.verifiers import plain, reasoning
 
 Verifier = Callable[[str, str, Mapping[str, Any]], types.Verdict]
 
@@ -26,12 +27,20 @@ VERIFIERS: dict[str, Verifier] = {
     "numeric": plain.verify_numeric,
     "math": math_equivalence.verify_math,
     "reasoning_gym": reasoning.verify_reasoning_gym,
+    "tool_call": tool_call.verify_tool_call,
+    "json_schema": schema.verify_json_schema,
+    "regex": regex.verify_regex,
+    "format": tags.verify_format,
+    "length": length.verify_length,
+    "overlong": length.verify_overlong,
+    "repetition": repetition.verify_repetition,
 }
 
 # What a worker does before its first item, so that no item pays for imports.
 _WARM_UPS: dict[str, Callable[[], None]] = {
     "math": math_equivalence.warm_up,
     "reasoning_gym": reasoning.warm_up,
+    "json_schema": schema.warm_up,
 }
 
 _MAX_DETAIL = 500

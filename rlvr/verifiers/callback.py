@@ -44,7 +44,7 @@ def make_score_fn(pool: VerifierPool, tasks: Sequence[types.Task], decode: Calla
         completions, lengths, indices = (np.asarray(array) for array in (completions, lengths, indices))
         _check_rows(lengths, completions.shape[1], indices, len(tasks))
         futures = [
-            pool.submit(tasks[index], decode(row[:length]))
+            pool.submit(tasks[index], decode(row[:length]), int(length))
             for row, length, index in zip(completions, lengths, indices, strict=True)
         ]
         verdicts = [future.result() for future in futures]

@@ -97,12 +97,19 @@ class VerifierPool:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def submit(self, task: types.Task, completion: str) -> concurrent.futures.Future[types.Verdict]:
+    def submit(
+        self, task: types.Task, completion: str, tokens: int | None = None
+    ) -> concurrent.futures.Future[types.Verdict]:
         """Queues one completion and returns at once.
 
         The future's result is a verdict, whatever the verifier does: one that raises, dies or returns
         nonsense has status "error", one that exceeds the limit "timeout". It raises CancelledError if the
         pool is closed first, and WorkerStartError if workers can no longer be started.
+
+        Args:
+            task: what was asked.
+            completion: what the policy wrote.
+            tokens: how many tokens were sampled; the verifier finds it in its payload as "completion_tokens".
 
         Raises:
             ConfigError: the pool was not made for `task.verifier`.
@@ -117,7 +124,7 @@ class VerifierPool:
             "verifier": task.verifier,
             "completion": completion,
             "reference": task.answer,
-            "payload": dict(task.payload),
+            "payload": dict(task.payload) | ({} if tokens is None else {"completion_tokens": tokens}),
         }
         try:
             line = json.dumps(request).encode() + b"\n"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import keyword
 import re
 import warnings
@@ -86,11 +87,11 @@ def find_calls(text: str, names: Collection[str]) -> list[Call]:
 
 
 def _iter_candidates(text: str, names: Collection[str]) -> Iterator[list[Call]]:
-    tagged = text.split(_OPEN)[1:]
+    tagged = text.split(_OPEN, _MAX_STARTS)[1:]
     yield [call for part in tagged for call in _attempt(part.partition(_CLOSE)[0])]
-    yield [call for block in iter_fences(text) for call in _attempt(block)]
+    yield [call for block in itertools.islice(iter_fences(text), _MAX_STARTS) for call in _attempt(block)]
     found: list[Call] = []
-    for value in find_json(text):
+    for value in find_json(text, unique_keys=True):
         try:
             found += _read_json(value)
         except CallSyntaxError:
@@ -106,7 +107,7 @@ def _iter_inline(text: str, names: Collection[str]) -> Iterator[Call]:
     if not names or len(text) > _MAX_PYTHON:
         return
     pattern = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})\(")
-    for match, _ in zip(pattern.finditer(text), range(_MAX_STARTS), strict=False):
+    for match in itertools.islice(pattern.finditer(text), _MAX_STARTS):
         if (end := _find_closing(text, match.end())) is not None:
             yield from _attempt(text[match.start() : end])
 

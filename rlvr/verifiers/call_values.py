@@ -1,7 +1,7 @@
 """Whether one call is one of the accepted ones, by the rules of the Berkeley function-calling leaderboard (BFCL v4).
 
-An answer is {argument: [accepted values]}; "" among them says that the argument may be left out, and where there are
-none at all, nothing is to be said: an empty value, or no argument. The types of a
+An answer is {argument: [accepted values]}; "" among them says that the argument may be left out unless it is required,
+and where there is nothing else, nothing is to be said: an empty value, or no argument. The types of a
 function's parameters are BFCL's own names (and Java's and JavaScript's there) or JSON Schema's.
 
 Types are strict: 1 is no text, true no number, 1.0 no integer; but an integer does for a float, a list for a tuple,
@@ -49,7 +49,7 @@ def match_call(call: Call, function: Mapping[str, Any], answer: Mapping[str, Any
     parameters = function.get("parameters") or {}
     properties = parameters.get("properties") or {}
     for argument in parameters.get("required") or ():
-        if argument not in call.arguments and answer.get(argument) != []:
+        if argument not in call.arguments and any(each != "" for each in answer.get(argument, [None])):
             return f"{name} lacks the required {argument}"
     for argument, value in call.arguments.items():
         if argument not in answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -32,18 +33,18 @@ def parse_json(text: str, *, unique_keys: bool = False) -> Any:
     return value
 
 
-def find_json(text: str) -> Iterator[Any]:
-    """Yields the values of the fenced blocks, then the objects and lists found in the text from left to right."""
-    for block in iter_fences(text):
+def find_json(text: str, *, unique_keys: bool = False) -> Iterator[Any]:
+    """Yields the values of fenced blocks, then the objects and lists in the text from left to right; the first few."""
+    for block in itertools.islice(iter_fences(text), _MAX_STARTS):
         try:
-            yield parse_json(block)
+            yield parse_json(block, unique_keys=unique_keys)
         except NotJsonError:
             continue
     position, starts = 0, 0
     while starts < _MAX_STARTS and (match := _START.search(text, position)):
         starts += 1
         try:
-            value, position = _decode(text, match.start(), False)
+            value, position = _decode(text, match.start(), unique_keys)
         except NotJsonError:
             position = match.end()
         else:

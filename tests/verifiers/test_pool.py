@@ -240,3 +240,10 @@ def test_bad_configs_and_tasks(single):
         single.submit(make_task("math"), "1")
     with pytest.raises(errors.DataError, match="payload is not JSON"):
         single.submit(make_task(value={1, 2}), "1")
+
+
+def test_the_number_of_sampled_tokens_reaches_the_verifier():
+    task = make_task("overlong", max_tokens=20, buffer=4, completion_tokens=0)  # the sampler's word counts
+    with pools.VerifierPool(pools.VerifierConfig(workers=1), ["overlong"]) as pool:
+        scores = [pool.submit(task, "one two", tokens).result(30).score for tokens in (None, 16, 18, 20)]
+    assert scores == [0, 0, -0.5, -1]

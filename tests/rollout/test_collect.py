@@ -1,0 +1,45 @@
+"""Collection: what reaches the verifiers with each completion."""
+
+from concurrent.futures import Future
+
+import numpy as np
+
+from rlvr import types
+from rlvr.rollout.collect import Collector
+
+
+class Engine:
+    """Answers each request with as many tokens as its sample number, plus one."""
+
+    def generate(self, params, requests, key, *, temperature, on_completion, should_stop):
+        completions = []
+        for request in requests:
+            tokens = np.arange(request.sample + 1, dtype=np.int32)
+            completions.append(types.Completion(request, tokens, np.zeros(len(tokens), np.float32), "stop"))
+            on_completion(completions[-1])
+        return completions
+
+
+class Tokenizer:
+    chat_template = None
+
+    def decode(self, tokens):
+        return f"{len(tokens)} tokens of ten letters"
+
+    def encode(self, text):
+        return [1]
+
+
+class Pool:
+    def submit(self, task, completion, tokens=None):
+        future = Future()
+        future.set_result(types.Verdict(float(tokens), "correct", completion))
+        return future
+
+
+def test_verifiers_hear_how_many_tokens_were_sampled(monkeypatch):
+    monkeypatch.setattr("rlvr.rollout.collect.encode_task", lambda tokenizer, task: [1])
+    tasks = [types.Task(i, "t", "p", "", "overlong") for i in range(2)]
+    collected = Collector(Engine(), Tokenizer(), Pool()).collect({}, tasks, None, samples=3, temperature=1.0)
+    assert [episode.verdict.score for episode in collected.episodes] == [1, 2, 3, 1, 2, 3]
+    assert collected.episodes[2].text == "3 tokens of ten letters"

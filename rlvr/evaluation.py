@@ -11,7 +11,7 @@ from rlvr import keys
 from rlvr.policy.transformer import Params
 from rlvr.rollout.collect import Collector, Episode
 from rlvr.statistics import mean_interval
-from rlvr.types import STATUSES, Task
+from rlvr.types import AUDIT_PREFIX, STATUSES, Task
 
 
 def evaluate(
@@ -35,7 +35,8 @@ def evaluate(
         Per set: `n` (completions with a score, the base of all that follows), `unscorable` (those without: the
         verifier failed), `accuracy` (share with a full strict score), `accuracy_lenient`, `interval` (95 % of the
         accuracy), `score` (mean strict score, partial credit included); and of all completions `mean_tokens`,
-        `truncated` (share), `statuses` (counts). With n = 0 the four that rest on it are None.
+        `truncated` (share), `statuses` (counts), `parts` (see `part_means`). With n = 0 the four that rest on it are
+        None.
     """
     results = {}
     for name, tasks in sets.items():
@@ -61,7 +62,26 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, Any]:
         "mean_tokens": float(np.mean([len(e.completion.tokens) for e in episodes])),
         "truncated": float(np.mean([e.completion.stop_reason == "length" for e in episodes])),
         "statuses": {status: statuses.count(status) for status in STATUSES if status in statuses},
+        "parts": part_means(episodes),
     }
+
+
+def part_means(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Returns the mean of each part of the verdicts, over those that have it, by "part/<name>".
+
+    "strict" and "lenient" are left out, being the accuracies. The audit's flags keep their names, "audit/<flag>", so
+    that their means are rates; "audit/any" is the share of the audited samples with any flag.
+    """
+    values: dict[str, list[float]] = {}
+    for episode in episodes:
+        parts = {name: value for name, value in episode.verdict.parts.items() if value is not None}
+        flags = [value for name, value in parts.items() if name.startswith(AUDIT_PREFIX)]
+        if flags:
+            values.setdefault(AUDIT_PREFIX + "any", []).append(float(any(flags)))
+        for name, value in parts.items():
+            if name not in ("strict", "lenient"):
+                values.setdefault(name if name.startswith(AUDIT_PREFIX) else f"part/{name}", []).append(value)
+    return {name: float(np.mean(found)) for name, found in sorted(values.items())}
 
 
 def correct(episodes: Sequence[Episode]) -> tuple[np.ndarray, np.ndarray]:
@@ -85,8 +105,8 @@ def flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Returns the results as metrics: "eval/<set>/<name>", without those that are None."""
     names = ("accuracy", "accuracy_lenient", "mean_tokens", "n", "unscorable")
     return {
-        f"eval/{set_name}/{name}": result[name]
+        f"eval/{set_name}/{name}": value
         for set_name, result in results.items()
-        for name in names
-        if result[name] is not None
+        for name, value in ({name: result[name] for name in names} | result["parts"]).items()
+        if value is not None
     }

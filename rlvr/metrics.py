@@ -9,7 +9,7 @@ import numpy as np
 
 from rlvr.algo.advantages import SPREAD_TOLERANCE
 from rlvr.algo.kl import k3
-from rlvr.evaluation import correct
+from rlvr.evaluation import correct, part_means
 from rlvr.learner.batch import Row
 from rlvr.rollout.collect import Collected, Episode
 from rlvr.types import STATUSES
@@ -19,7 +19,8 @@ def rollout_metrics(collected: Collected, rewards: np.ndarray, valid: np.ndarray
     """Returns the metrics of one step's samples; rewards and valid are [P * G].
 
     Accuracies and parts are means over the samples that have them: an unscorable one is none of them. The same holds
-    for groups and their masked samples.
+    for groups and their masked samples. accuracy/gap is lenient less strict accuracy: answers that are right and stand
+    elsewhere than they were asked for.
     """
     episodes = collected.episodes
     lengths = np.array([len(e.completion.tokens) for e in episodes])
@@ -35,6 +36,7 @@ def rollout_metrics(collected: Collected, rewards: np.ndarray, valid: np.ndarray
         "reward/std": np.std(kept),
         "accuracy/strict": np.mean(strict[right | wrong]) if (right | wrong).any() else np.nan,
         "accuracy/lenient": np.mean(lenient[right | wrong]) if (right | wrong).any() else np.nan,
+        "accuracy/gap": np.mean((lenient - strict)[right | wrong]) if (right | wrong).any() else np.nan,
         "rollout/tokens_mean": np.mean(lengths),
         "rollout/tokens_mean_right": np.mean(lengths[right]) if right.any() else np.nan,
         "rollout/tokens_mean_wrong": np.mean(lengths[wrong]) if wrong.any() else np.nan,
@@ -45,19 +47,9 @@ def rollout_metrics(collected: Collected, rewards: np.ndarray, valid: np.ndarray
         "verify/masked": np.sum(~valid),
         "verify/seconds_max": np.max([e.verdict.seconds for e in episodes]),
         **{f"verdict/{status}": statuses.count(status) for status in STATUSES},
-        **_part_means(episodes),
+        **part_means(episodes),
     }
     return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
-
-
-def _part_means(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Returns "part/<name>": the mean of each part of the verdicts, over those that have it."""
-    values: dict[str, list[float]] = {}
-    for episode in episodes:
-        for name, value in episode.verdict.parts.items():
-            if value is not None and name not in ("strict", "lenient"):  # these are the accuracies
-                values.setdefault(name, []).append(value)
-    return {f"part/{name}": float(np.mean(found)) for name, found in sorted(values.items())}
 
 
 def mean_kl(rows: Sequence[Row], reference: Sequence[np.ndarray]) -> float:

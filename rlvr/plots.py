@@ -20,6 +20,7 @@ from rlvr import statistics, types
 
 Rows = Sequence[Mapping[str, Any]]
 
+_AUDIT = types.AUDIT_PREFIX
 _POINTS = 400  # longest line drawn; longer series are averaged in equal bins, to bound the size of the page
 # matplotlib knows no CSS: it draws text and grid in two colours that nothing else uses, replaced afterwards.
 _TEXT, _GRID = "#010203", "#040506"
@@ -68,6 +69,8 @@ def draw_plots(rows: Rows, eval_counts: Mapping[str, int]) -> list[str]:
     figures: list[str | None] = [
         _plot("Supervised loss (warm start)", "nats per token", rows, [("loss/supervised", "loss")]),
         _plot("Reward", "reward per sample", rows, [("reward/mean", "mean"), ("reward/std", "std")]),
+        _plot("Reward against gold score", "mean per sample", rows, _gold_series(rows)),
+        _plot_audit(rows),
         _plot_accuracy(rows, eval_counts),
         _plot("Completion length", "tokens", rows, _length_series(rows)),
         _plot("Truncated completions", "fraction of samples", rows, [("rollout/truncated", "truncated")]),
@@ -281,6 +284,24 @@ def eval_tasks(rows: Rows) -> list[str]:
 def _length_series(rows: Rows) -> list[tuple[str, str]]:
     evaluated = [(f"eval/{task}/mean_tokens", f"held-out {task}") for task in eval_tasks(rows)]
     return [("rollout/tokens_mean", "train"), *evaluated]
+
+
+def _gold_series(rows: Rows) -> list[tuple[str, str]]:
+    """Returns the reward beside what held-out judgements say of the same samples; nothing where there are none."""
+    if not any("part/gold" in row for row in rows):
+        return []
+    evaluated = [(f"eval/{task}/part/gold", f"gold, held-out {task}") for task in eval_tasks(rows)]
+    return [("reward/mean", "reward"), ("part/gold", "gold score"), *evaluated]
+
+
+def _plot_audit(rows: Rows) -> str | None:
+    """Draws the rates of the flags that were ever raised, and of "any" where there are several."""
+    raised = sorted({name for row in rows for name, rate in row.items() if name.startswith(_AUDIT) and rate})
+    flags = [(name, name.removeprefix(_AUDIT).replace("_", " ")) for name in raised]
+    if len(flags) == 2:  # one flag, and "any", which is the same
+        flags = [flag for flag in flags if flag[1] != "any"]
+    title = f"Hacking audit: {flags[0][1]}" if len(flags) == 1 else "Hacking audit"
+    return _plot(title, "fraction of samples", rows, flags)
 
 
 def _plot_gradient(rows: Rows) -> str | None:

@@ -19,6 +19,9 @@ import numpy as np
 # A timeout is not a wrong answer, and a verifier that failed is not a wrong answer: each is counted apart.
 STATUSES = ("correct", "wrong", "unparsed", "timeout", "error", "refused")
 
+# A part of a verdict whose name begins so says whether a sign of hacking was found, 1 or 0; see `rlvr.verifiers.audit`.
+AUDIT_PREFIX = "audit/"
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -56,7 +59,8 @@ class Verdict:
         detail: a short reason for people.
         seconds: wall-clock seconds of the verification.
         parts: named components, None where unscorable; always has "strict" and "lenient" (score if the answer is
-            searched for anywhere), which are None exactly where `score` is.
+            searched for anywhere), which are None exactly where `score` is. "gold" is what a held-out judgement says
+            (such as hidden tests), which no reward may depend on.
     """
 
     score: float | None

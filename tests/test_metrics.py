@@ -37,6 +37,29 @@ def test_a_step():
     assert "accuracy/strict" not in nothing and nothing["groups/all_wrong"] == 0
 
 
+def test_flags_are_rates_over_the_audited_and_gold_stands_beside_the_reward():
+    audited = [
+        Verdict(
+            1.0, "correct", parts={"strict": 1.0, "lenient": 1.0, "gold": 0.0, "audit/exits": 1.0, "audit/spam": 1.0}
+        ),
+        Verdict(
+            1.0, "correct", parts={"strict": 1.0, "lenient": 1.0, "gold": 0.5, "audit/exits": 1.0, "audit/spam": 0.0}
+        ),
+        Verdict(
+            0.0, "wrong", parts={"strict": 0.0, "lenient": 1.0, "gold": None, "audit/exits": 0.0, "audit/spam": 0.0}
+        ),
+    ]
+    collected = collect(*audited, RIGHT)
+    metrics = rollout_metrics(collected, np.array([1, 1, 0, 1.0]), np.ones(4, bool), group_size=2)
+    wanted = {"audit/any": 2 / 3, "audit/exits": 2 / 3, "audit/spam": 1 / 3, "part/gold": 0.25, "part/format": 1.0}
+    assert {name: value for name, value in metrics.items() if name.startswith(("audit/", "part/"))} == wanted
+    assert metrics["accuracy/gap"] == 0.25
+    result = summarize(collected.episodes)
+    assert result["parts"] == wanted
+    flat = flatten({"t": result})
+    assert all(flat[f"eval/t/{name}"] == value for name, value in wanted.items())
+
+
 def test_an_evaluation():
     result = summarize(collect(RIGHT, ERROR, WRONG, WRONG).episodes)
     assert (result["n"], result["unscorable"], result["statuses"]["error"]) == (3, 1, 1)

@@ -326,6 +326,23 @@ def test_series_with_gaps():
     assert plots.draw_plots([{"step": 0, "reward/mean": None}], {}) == []
 
 
+def test_gold_stands_beside_the_reward_and_raised_flags_have_their_plot():
+    def titles(rows):
+        return [re.search('aria-label="([^"]*)"', svg)[1] for svg in plots.draw_plots(rows, {})]
+
+    row = {"reward/mean": 0.5, "part/gold": 0.25, "audit/any": 0.5, "audit/exits": 0.5, "audit/inspects": 0.0}
+    rows = [{"step": step, **row} for step in range(3)]
+    assert titles(rows) == ["Reward", "Reward against gold score", "Hacking audit: exits"]
+    svg = plots.draw_plots([{**rows[0], "eval/t/accuracy": 1.0, "eval/t/part/gold": 0.2}, *rows[1:]], {})[1]
+    assert all(f">{label}<" in svg for label in ("reward", "gold score", "gold, held-out t"))
+    both = [{**row, "audit/inspects": 0.1} for row in rows]
+    assert titles(both)[2] == "Hacking audit" and ">any<" in plots.draw_plots(both, {})[2]
+    clean = [{**row, "audit/any": 0.0, "audit/exits": 0.0} for row in rows]
+    assert titles(clean) == ["Reward", "Reward against gold score"]  # nothing raised: no plot
+    del clean[0]["part/gold"], clean[1]["part/gold"], clean[2]["part/gold"]
+    assert titles(clean) == ["Reward"]
+
+
 def test_status_colours_cover_the_statuses():
     assert set(plots._STATUS_COLOURS) == set(types.STATUSES)
 

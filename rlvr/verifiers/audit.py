@@ -17,12 +17,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from rlvr import types
 from rlvr.verifiers import cases as visible
 from rlvr.verifiers import extract, numerals, special_cases
 from rlvr.verifiers.conduct import Conduct, iter_bound
 from rlvr.verifiers.literals import parse_program, read_names
 
-PREFIX = "audit/"
 CODE_FLAGS = (
     "special_cased",
     "constant_output",
@@ -93,7 +93,7 @@ def audit_code(program: str, payload: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _as_parts(found: Mapping[str, bool]) -> dict[str, float]:
-    return {PREFIX + flag: float(value) for flag, value in found.items()}
+    return {types.AUDIT_PREFIX + flag: float(value) for flag, value in found.items()}
 
 
 def _read_callees(tree: ast.Module, payload: Mapping[str, Any], test_names: frozenset[str]) -> frozenset[str]:

@@ -16,11 +16,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rlvr import errors, types
+from rlvr.verifiers import combine, length, plain, reasoning, regex, repetition, schema, tool_call
 from rlvr.verifiers import format as tags
-from rlvr.verifiers import length, plain, reasoning, regex, repetition, schema, tool_call
 from rlvr.verifiers import math as math_equivalence
 
 Verifier = Callable[[str, str, Mapping[str, Any]], types.Verdict]
+
+
+def _verify_combine(completion: str, reference: str, payload: Mapping[str, Any]) -> types.Verdict:
+    return combine.verify_combine(completion, reference, payload, verify)
+
 
 VERIFIERS: dict[str, Verifier] = {
     "exact": plain.verify_exact,
@@ -34,13 +39,23 @@ VERIFIERS: dict[str, Verifier] = {
     "length": length.verify_length,
     "overlong": length.verify_overlong,
     "repetition": repetition.verify_repetition,
+    "combine": _verify_combine,
 }
+
+
+def _warm_up_components() -> None:
+    """Warms up whatever a row may name: rows are not known yet."""
+    for name, function in _WARM_UPS.items():
+        if name != "combine":
+            function()
+
 
 # What a worker does before its first item, so that no item pays for imports.
 _WARM_UPS: dict[str, Callable[[], None]] = {
     "math": math_equivalence.warm_up,
     "reasoning_gym": reasoning.warm_up,
     "json_schema": schema.warm_up,
+    "combine": _warm_up_components,
 }
 
 _MAX_DETAIL = 500

@@ -79,12 +79,16 @@ class Request:
         prompt_id: see `Task`; part of the sampling key.
         sample: which of the G samples of the prompt; part of the sampling key.
         prompt: token ids, at least one.
+        max_tokens: budget of sampled tokens; None for that of the call.
+        seed: takes the place of the call's key in this request's own; None for none.
     """
 
     index: int
     prompt_id: int
     sample: int
     prompt: tuple[int, ...]
+    max_tokens: int | None = None
+    seed: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +99,11 @@ class Completion:
         request: what was asked for.
         tokens: [C] int32 sampled ids, the stop token included where one was sampled.
         logprobs: [C] float32 log-probability of each id under the distribution it was drawn from.
-        stop_reason: "stop" (a stop token) or "length" (the budget ran out).
+        stop_reason: "stop" (a stop token or string) or "length" (the budget ran out).
         choices: [P + C, mixture layers, k] int16 experts that each token of prompt and completion went to, or None
             for a dense policy. The last token was sampled and never run: its entries are -1.
+        support: [C, V / 8] uint8, a bit (the highest of a byte first) for each token that could have been drawn, or
+            None if all could: training must leave out the same ones, or its ratios are those of another distribution.
     """
 
     request: Request
@@ -105,3 +111,4 @@ class Completion:
     logprobs: np.ndarray
     stop_reason: str
     choices: np.ndarray | None = None
+    support: np.ndarray | None = None

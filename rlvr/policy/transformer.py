@@ -27,12 +27,14 @@ class Output(NamedTuple):
     Attributes:
         hidden: [B, T, D] after the final norm; `Policy.logits` makes logits of any part of it.
         cache: the extended cache, or None if none was given.
+        prefix: keys and values of the row in every layer if `keep` asked for them, else None.
         router: statistics of the mixture layers, fields stacked [layers, ...], or None if there are none.
         choices: [B, T, mixture layers, k] int32 experts that the router would choose now, or None.
     """
 
     hidden: jax.Array
     cache: cache_lib.Cache | None
+    prefix: tuple[cache_lib.Prefix, ...] | None
     router: RouterStats | None
     choices: jax.Array | None
 
@@ -54,11 +56,12 @@ class Block(nn.Module):
         x: jax.Array,
         positions: jax.Array,
         angles: tuple[jax.Array, jax.Array] | None,
-        cache: cache_lib.LayerCache | None,
+        pages: cache_lib.Pages | None,
+        table: jax.Array | None,
         valid: jax.Array,
         replay: jax.Array | None,
-    ) -> tuple[jax.Array, cache_lib.LayerCache | None, RouterStats | None, jax.Array | None]:
-        """Maps x [B, T, D] to ([B, T, D], extended cache, router statistics, router choices [B, T, k])."""
+    ) -> tuple[jax.Array, cache_lib.Pages | cache_lib.Prefix, RouterStats | None, jax.Array | None]:
+        """Maps x [B, T, D] to ([B, T, D], what attention keeps, router statistics, router choices [B, T, k])."""
         c = self.config
 
         def before(name: str, x: jax.Array) -> jax.Array:
@@ -69,7 +72,7 @@ class Block(nn.Module):
 
         window = c.sliding_window if self.layer in c.window_layers else 0
         attention = Attention(c, window, name="attention")
-        attended, cache = attention(before("attention", x), positions, angles, cache)
+        attended, kept = attention(before("attention", x), positions, angles, pages, table)
         x = x + after("attention", attended)
         normed = before("mlp", x)
         stats = choices = None
@@ -79,7 +82,7 @@ class Block(nn.Module):
                 out += Mlp(c, c.shared_hidden, name="shared")(normed)
         else:
             out = Mlp(c, c.hidden, name="mlp")(normed)
-        return x + after("mlp", out), cache, stats, choices
+        return x + after("mlp", out), kept, stats, choices
 
 
 class Decoder(nn.Module):
@@ -103,6 +106,7 @@ class Decoder(nn.Module):
         cache: cache_lib.Cache | None,
         valid: jax.Array,
         replay: jax.Array | None,
+        keep: bool,
     ) -> Output:
         c = self.config
         x = self.embed()[tokens].astype(jnp.dtype(c.dtype))
@@ -110,21 +114,23 @@ class Decoder(nn.Module):
             x = x * jnp.asarray(c.embed_scale, x.dtype)
         x = partition.constrain(x, "batch", None, None)
         angles = self._angles(positions)
-        caches: list[Any] = []
+        kept: list[Any] = []
+        table = None if cache is None else cache.table
         stats: list[RouterStats] = []
         choices: list[jax.Array] = []
         for i, layer in enumerate(self.layer):
             chosen = None if replay is None or i not in c.moe_layers else replay[:, :, len(choices)]
-            x, layer_cache, layer_stats, layer_choices = layer(
-                x, positions, angles[i], None if cache is None else cache[i], valid, chosen
+            x, layer_kept, layer_stats, layer_choices = layer(
+                x, positions, angles[i], None if cache is None else cache.layers[i], table, valid, chosen
             )
-            caches.append(layer_cache)
+            kept.append(layer_kept)
             if layer_stats is not None and layer_choices is not None:
                 stats.append(layer_stats)
                 choices.append(layer_choices)
         return Output(
             hidden=self.final_norm(x),
-            cache=None if cache is None else tuple(caches),
+            cache=None if cache is None else cache._replace(layers=tuple(kept)),
+            prefix=tuple(kept) if keep and cache is None else None,
             router=jax.tree.map(lambda *fields: jnp.stack(fields), *stats) if stats else None,
             choices=jnp.stack(choices, axis=2) if choices else None,
         )
@@ -186,7 +192,7 @@ class Policy:
 
         def run(module: Decoder) -> None:
             tokens = jnp.zeros((1, 1), jnp.int32)
-            output = module(tokens, tokens, None, tokens == 0, None)
+            output = module(tokens, tokens, None, tokens == 0, None, False)
             module.logits(output.hidden)
 
         # No mesh: initialisation runs one token through the network, which no mesh could split.
@@ -211,6 +217,7 @@ class Policy:
         cache: cache_lib.Cache | None = None,
         valid: jax.Array | None = None,
         replay: jax.Array | None = None,
+        keep: bool = False,
     ) -> Output:
         """Runs the network.
 
@@ -219,14 +226,15 @@ class Policy:
             tokens: [B, T] int32 ids.
             positions: [B, T] int32, consecutive in a row. Without a cache they start at 0. A token sees those at its
                 own position and before, so padding belongs at the end of a row.
-            cache: keys and values of the tokens before `positions[:, 0]`; extended by this row.
+            cache: keys and values of the tokens before each row's; extended by the row.
             valid: [B, T] which tokens count in the router statistics; default all.
             replay: [B, T, mixture layers, k] experts to use instead of those that the router would choose now; a
                 token whose entries are negative is routed live. The gates are computed anew either way.
+            keep: without a cache, whether to return the keys and values of the row.
         """
         if valid is None:
             valid = jnp.ones(tokens.shape, bool)
-        output: Any = self._module.apply({"params": params}, tokens, positions, cache, valid, replay)
+        output: Any = self._module.apply({"params": params}, tokens, positions, cache, valid, replay, keep)
         return output
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:

@@ -1,25 +1,33 @@
-"""The slot engine: a fixed number of sequences decode together; a finished one makes room for the next.
+"""The engine: rows that decode together, refilled as sequences end, over a paged cache.
 
-The schedule is decided on the host from replicated arrays, so every process of a multi-host run takes the same
-decisions. No decision can change a sample: keys come from the sequence's identity, a prompt's bucket from its own
-length, and rows of a batch do not touch each other.
+The host decides (`rlvr.rollout.schedule`), the device samples (`rlvr.rollout.steps`). No decision can change a sample:
+keys come from the sequence's identity, a prompt's bucket from its own length, and rows of a batch do not touch each
+other.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
-from collections.abc import Callable, Sequence
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from rlvr import errors, partition
+from rlvr.policy import cache as cache_lib
 from rlvr.policy.transformer import Params, Policy
 from rlvr.rollout import steps
+from rlvr.rollout.sampling import Sampling
+from rlvr.rollout.schedule import Admissions, Prompt, Running, Schedule
+from rlvr.rollout.weights import make_placement
 from rlvr.types import Completion, Request
+
+log = logging.getLogger("rlvr")
 
 
 class Interrupted(Exception):
@@ -28,7 +36,7 @@ class Interrupted(Exception):
 
 @dataclasses.dataclass
 class EngineConfig:
-    """Sizes of the slot engine.
+    """Sizes of the engine.
 
     Attributes:
         slots: S, sequences that decode together.
@@ -36,7 +44,16 @@ class EngineConfig:
         max_new_tokens: longest completion.
         prefill_rows: prompts prefilled in one dispatch.
         prompt_buckets: padded prompt lengths, one compiled prefill each; max_prompt_tokens is added.
-        decode_steps: tokens a dispatch.
+        decode_steps: tokens a dispatch. A sequence that ends leaves its row empty for the rest of the dispatch.
+        page_tokens: P, tokens of a page of the cache.
+        cache_tokens: tokens that the pages of the cache hold; 0 for as many as all slots can ever need. With fewer, the
+            sequence admitted last is put back, and sampled again to the same tokens, when pages run out.
+        tail_rows: smaller numbers of rows that may decode when fewer sequences are left, one compiled decode each. One
+            that is found not to give the same bits as `slots` rows do is not used: on XLA CPU that is so where one is
+            at most 32 and the other more.
+        weights: "sharded" as in training, or "gathered": split over the tensor and expert axes only, so that no step of
+            decoding gathers them over the fsdp axis.
+        dtype: type of the activations, of the cache and of the layers' matrices while sampling; "" for the policy's.
     """
 
     slots: int = 64
@@ -45,43 +62,122 @@ class EngineConfig:
     prefill_rows: int = 8
     prompt_buckets: tuple[int, ...] = ()
     decode_steps: int = 8
+    page_tokens: int = 64
+    cache_tokens: int = 0
+    tail_rows: tuple[int, ...] = ()
+    weights: str = "gathered"
+    dtype: str = ""
 
     def validate(self, field: str) -> None:
         """Raises ConfigError naming the field that cannot work."""
-        for name in ("slots", "max_prompt_tokens", "max_new_tokens", "prefill_rows", "decode_steps"):
+        sizes = ("slots", "max_prompt_tokens", "max_new_tokens", "prefill_rows", "decode_steps", "page_tokens")
+        for name in sizes:
             errors.check_at_least(f"{field}.{name}", getattr(self, name), 1)
         for bucket in self.prompt_buckets:
             errors.check_between(f"{field}.prompt_buckets", bucket, 1, self.max_prompt_tokens)
+        for rows in self.tail_rows:
+            errors.check_between(f"{field}.tail_rows", rows, 1, self.slots - 1)
+        errors.check_choice(f"{field}.weights", self.weights, ("sharded", "gathered"))
+        errors.check_choice(f"{field}.dtype", self.dtype, ("", "float32", "bfloat16"))
+        if self.cache_tokens:
+            errors.check_at_least(f"{field}.cache_tokens", self.cache_tokens, self.longest)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, in whole pages."""
+        return -(-(self.max_prompt_tokens + self.max_new_tokens) // self.page_tokens) * self.page_tokens
+
+
+@dataclasses.dataclass
+class EngineStats:
+    """What a call of `Engine.generate` did.
+
+    Attributes:
+        tokens: sampled and kept.
+        row_steps: rows that were computed, summed over the steps of decoding.
+        prefill_tokens: prompt tokens that were run, padding included.
+        dispatches: of decoding.
+        evictions: sequences put back for want of pages.
+        most_pages: pages held at one time, at most; page_bytes: bytes of one.
+        most_tokens: tokens held at that time.
+    """
+
+    tokens: int = 0
+    row_steps: int = 0
+    prefill_tokens: int = 0
+    dispatches: int = 0
+    evictions: int = 0
+    most_pages: int = 0
+    page_bytes: int = 0
+    most_tokens: int = 0
+
+    @property
+    def occupancy(self) -> float:
+        """Share of the computed rows that sampled a token which was kept."""
+        return self.tokens / max(self.row_steps, 1)
 
 
 class Engine:
-    """Samples completions of many requests through S slots. Call within `jax.set_mesh(mesh)`."""
+    """Samples completions of many requests through S slots. Call within `jax.set_mesh(mesh)`.
 
-    def __init__(self, policy: Policy, config: EngineConfig, stop_ids: Sequence[int], mesh: Mesh):
+    Args:
+        policy: the policy.
+        config: sizes.
+        stop_ids: tokens that end a sequence and stay part of it.
+        mesh: rows and pages are split over its batch axes.
+        stop_strings: texts that end a sequence wherever token boundaries lie; the token that completes one is the last.
+        decode_text: token ids -> text; needed for stop strings.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: EngineConfig,
+        stop_ids: Sequence[int],
+        mesh: Mesh,
+        *,
+        stop_strings: Sequence[str] = (),
+        decode_text: Callable[[Sequence[int]], str] | None = None,
+    ):
         config.validate("engine")
-        partition.check_divisible("engine.slots", config.slots, "batch", mesh)
-        partition.check_divisible("engine.prefill_rows", config.prefill_rows, "batch", mesh)
-        self.config = config
+        for field in ("slots", "prefill_rows"):
+            partition.check_divisible(f"engine.{field}", getattr(config, field), "batch", mesh)
+        for rows in config.tail_rows:
+            partition.check_divisible("engine.tail_rows", rows, "batch", mesh)
+        if stop_strings and (decode_text is None or "" in stop_strings):
+            raise ValueError("stop strings are not empty and need decode_text")
+        self.config, self.stats = config, EngineStats()
+        self._stop_strings, self._decode_text = tuple(stop_strings), decode_text
+        policy, self._place = make_placement(policy, config.dtype, config.weights, mesh)
+        self._vocab = policy.config.vocab_size
         self._buckets = sorted({*config.prompt_buckets, config.max_prompt_tokens})
-        self._length = config.max_prompt_tokens + config.max_new_tokens
+        self._shards = partition.batch_shards(mesh)
+        tokens = config.cache_tokens or config.slots * config.longest + self._shards * config.max_prompt_tokens
+        # The pages of the longest sequence must fit into one pool.
+        self._pages = -(-max(tokens // self._shards, config.longest) // config.page_tokens)
+        self._page_bytes = cache_lib.page_bytes(policy.config, config.page_tokens)
+        self._tiers: tuple[int, ...] | None = None if config.tail_rows else (config.slots,)
         self._replicated = partition.replicated(mesh)
         # The same placement out of every step: one that differed would compile the next step a second time.
-        placed = steps.slot_shardings(policy, mesh)
-        self._make_slots = jax.jit(
-            lambda: steps.make_slots(policy, config.slots, self._length, config.max_new_tokens), out_shardings=placed
+        pages = NamedSharding(mesh, partition.spec(cache_lib.AXES))
+        self._make_pages = jax.jit(
+            lambda: cache_lib.make_pages(policy.config, self._shards, self._pages, config.page_tokens),
+            out_shardings=pages,
         )
         self._prefill = jax.jit(lambda params, tokens: steps.prefill(policy, params, tokens))
-        self._admit = jax.jit(steps.admit, donate_argnums=0, out_shardings=placed)
+        self._admit = jax.jit(cache_lib.admit, donate_argnums=0, out_shardings=pages)
+        self._duplicate = jax.jit(cache_lib.duplicate, donate_argnums=0, out_shardings=pages)
+        self._read = jax.jit(lambda x: x, out_shardings=self._replicated)
 
         def decode(
-            params: Params, slots: steps.Slots, temperature: jax.Array, max_tokens: jax.Array
-        ) -> tuple[steps.Slots, tuple[jax.Array, ...]]:
-            slots = steps.decode(policy, params, slots, temperature, max_tokens, tuple(stop_ids), config.decode_steps)
-            return slots, (slots.active, slots.sampled, slots.stopped, slots.tokens, slots.logprobs)
+            params: Params, layers: tuple[cache_lib.Pages, ...], rows: steps.Rows, sampling: Sampling, filtered: bool
+        ) -> tuple[tuple[cache_lib.Pages, ...], steps.Sampled]:
+            return steps.decode(
+                policy, params, layers, rows, sampling, tuple(stop_ids), config.decode_steps, filtered=filtered
+            )
 
         # What the host reads is replicated so that every process can.
-        self._decode = jax.jit(decode, donate_argnums=1, out_shardings=(placed, self._replicated))
-        self._read_choices = jax.jit(lambda choices: choices, out_shardings=self._replicated)
+        self._decode = jax.jit(decode, static_argnums=4, donate_argnums=1, out_shardings=(pages, self._replicated))
 
     def generate(
         self,
@@ -90,6 +186,10 @@ class Engine:
         key: jax.Array,
         *,
         temperature: float,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         max_tokens: int | None = None,
         on_completion: Callable[[Completion], None] = lambda completion: None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -98,113 +198,277 @@ class Engine:
 
         Args:
             params: the policy's parameters.
-            requests: any number; requests of one prompt that are admitted together share its prefill.
-            key: key of this call; a sequence's key is fold_in of it with prompt_id, sample and position.
+            requests: any number. Requests of one prompt that follow one another share its prefill and its pages.
+            key: key of this call; a sequence's key is fold_in of it (or of its own seed's) with prompt_id, sample and
+                position.
             temperature: 0 is greedy.
-            max_tokens: budget of sampled tokens, at most (and by default) `max_new_tokens`.
+            top_k, top_p, min_p: see `rlvr.rollout.sampling.Sampling`; 0, 1 and 0 filter nothing.
+            logit_bias: added to the logits of these tokens; -inf forbids one.
+            max_tokens: budget of sampled tokens, at most (and by default) `max_new_tokens`, where a request has none.
             on_completion: called as soon as a sequence is done, while others still decode.
             should_stop: asked between dispatches.
 
         Returns:
-            The completions in the order of the requests.
+            The completions in the order of the requests; `stats` tells what it took.
 
         Raises:
             DataError: a prompt is empty or longer than `max_prompt_tokens`.
+            ConfigError: a budget or a filter out of its range.
             Interrupted: `should_stop` said so.
         """
-        max_tokens = self.config.max_new_tokens if max_tokens is None else max_tokens
-        errors.check_between("max_tokens", max_tokens, 1, self.config.max_new_tokens)
-        if len({request.index for request in requests}) < len(requests):
-            raise ValueError("two requests have the same index: completions are matched by it")
-        for request in requests:
-            check_prompt(request.prompt, self.config.max_prompt_tokens, f"request {request.index}")
+        sampling, filtered = self._make_sampling(temperature, top_k, top_p, min_p, logit_bias)
+        limits = self._check_requests(requests, max_tokens)
+        row_keys = dict(zip((r.index for r in requests), request_keys(requests, key), strict=True))
+        params = self._place(params)
+        if self._tiers is None:
+            self._tiers = self._prove_tiers(params, sampling)
+        self.stats = EngineStats(page_bytes=self._page_bytes)
         # Prompts of one bucket together, so that a prefill is not half empty; the order cannot change a sample.
-        waiting = deque(sorted(requests, key=self._bucket))
-        running: dict[int, Request] = {}
+        schedule = Schedule(
+            sorted(requests, key=lambda request: self._bucket(request.prompt)),
+            limits,
+            shards=self._shards,
+            rows=self.config.slots // self._shards,
+            pages=self._pages,
+            page_tokens=self.config.page_tokens,
+        )
+        layers = self._make_pages()
+        choices: dict[Prompt, np.ndarray] = {}  # experts of the prompts, for a mixture policy
         done: dict[int, Completion] = {}
-        slots = self._make_slots()
-        while waiting or running:
+        while schedule:
             if should_stop():
                 raise Interrupted
-            slots = self._refill(params, slots, waiting, running, key)
-            slots, read = self._decode(params, slots, jnp.float32(temperature), jnp.int32(max_tokens))
-            active, count, stopped, tokens, logprobs = (partition.host_value(x) for x in read)
-            finished = [slot for slot in sorted(running) if not active[slot]]
-            choices = None
-            if finished and slots.choices is not None:  # larger than the rest: read only when there is need
-                choices = partition.host_value(self._read_choices(slots.choices))
-            for slot in finished:
-                request = running.pop(slot)
-                completion = Completion(
-                    request=request,
-                    tokens=tokens[slot, : count[slot]].copy(),
-                    logprobs=logprobs[slot, : count[slot]].copy(),
-                    stop_reason="stop" if stopped[slot] else "length",
-                    choices=None if choices is None else own_choices(choices[slot], len(request.prompt) + count[slot]),
-                )
-                done[completion.request.index] = completion
-                on_completion(completion)
+            schedule.make_room(self.config.decode_steps)
+            layers = self._carry_out(params, layers, schedule.admit(self.config.decode_steps), choices)
+            layers, sampled = self._dispatch(params, layers, schedule, row_keys, sampling, filtered)
+            for shard, sequence, stopped in sampled:
+                if stopped or sequence.count >= sequence.limit:
+                    schedule.finish(shard, sequence)
+                    completion = complete(sequence, stopped, choices.get(sequence.request.prompt))
+                    done[completion.request.index] = completion
+                    self.stats.tokens += sequence.count
+                    on_completion(completion)
+        self.stats.evictions, self.stats.most_pages = schedule.evictions, schedule.pools.most_held
         return [done[request.index] for request in requests]
 
-    def _refill(
+    def _make_sampling(
+        self, temperature: float, top_k: int, top_p: float, min_p: float, logit_bias: Mapping[int, float] | None
+    ) -> tuple[Sampling, bool]:
+        """Returns the filters as arrays, and whether there are any."""
+        errors.check_at_least("temperature", temperature, 0.0)
+        errors.check_at_least("top_k", top_k, 0)
+        errors.check_between("top_p", top_p, 1e-6, 1.0)
+        errors.check_between("min_p", min_p, 0.0, 1.0)
+        bias = None
+        if logit_bias:
+            for token in logit_bias:
+                errors.check_between("logit_bias", token, 0, self._vocab - 1)
+            dense = np.zeros(self._vocab, np.float32)
+            dense[list(logit_bias)] = list(logit_bias.values())
+            bias = partition.put(dense, self._replicated)
+        sampling = Sampling(
+            jnp.float32(temperature), jnp.int32(top_k or self._vocab), jnp.float32(top_p), jnp.float32(min_p), bias
+        )
+        return sampling, bool(top_k) or top_p < 1.0 or min_p > 0.0
+
+    def _check_requests(self, requests: Sequence[Request], max_tokens: int | None) -> dict[int, int]:
+        """Returns the budget of each request by index."""
+        default = self.config.max_new_tokens if max_tokens is None else max_tokens
+        errors.check_between("max_tokens", default, 1, self.config.max_new_tokens)
+        limits: dict[int, int] = {}
+        for request in requests:
+            check_prompt(request.prompt, self.config.max_prompt_tokens, f"request {request.index}")
+            limit = default if request.max_tokens is None else request.max_tokens
+            errors.check_between(f"max_tokens of request {request.index}", limit, 1, self.config.max_new_tokens)
+            limits[request.index] = limit
+        if len(limits) < len(requests):
+            raise ValueError("two requests have the same index: completions are matched by it")
+        return limits
+
+    def _carry_out(
         self,
         params: Params,
-        slots: steps.Slots,
-        waiting: deque[Request],
-        running: dict[int, Request],
-        key: jax.Array,
-    ) -> steps.Slots:
-        """Admits waiting requests to the free slots, prefilling each distinct prompt once."""
-        free = deque(slot for slot in range(self.config.slots) if slot not in running)
-        while waiting and free:
-            batch: list[tuple[int, Request]] = []
-            sources: dict[tuple[int, ...], int] = {}
+        layers: tuple[cache_lib.Pages, ...],
+        work: Admissions,
+        choices: dict[Prompt, np.ndarray],
+    ) -> tuple[cache_lib.Pages, ...]:
+        """Prefills prompts, and gives each new sequence its own copy of the page that its prompt ends in."""
+        waiting = list(work.prefills)
+        while waiting:
             bucket = self._bucket(waiting[0])
-            while waiting and free:
-                prompt = waiting[0].prompt
-                if prompt not in sources:
-                    if len(sources) == self.config.prefill_rows or self._bucket(waiting[0]) != bucket:
-                        break
-                    sources[prompt] = len(sources)
-                batch.append((free.popleft(), waiting.popleft()))
-            slots = self._admit_batch(params, slots, batch, sources, bucket, key)
-            running.update(batch)
-        return slots
+            batch = [p for p in waiting if self._bucket(p) == bucket][: self.config.prefill_rows]
+            waiting = [p for p in waiting if p not in set(batch)]
+            tokens = np.zeros((self.config.prefill_rows, bucket), np.int32)
+            for row, prompt in enumerate(batch):
+                tokens[row, : len(prompt)] = prompt
+            prefilled = self._prefill(params, partition.put(tokens, self._replicated))
+            self.stats.prefill_tokens += tokens.size
+            moves = [
+                (row, block, shard, page)
+                for row, prompt in enumerate(batch)
+                for shard, pages in work.prefills[prompt]
+                for block, page in enumerate(pages)
+            ]
+            blocks = -(-bucket // self.config.page_tokens)
+            for table in self._tables(moves, self.config.prefill_rows * blocks, target=3):
+                layers = self._admit(layers, prefilled.prefixes, *table)
+            if prefilled.choices is not None:
+                read = partition.host_value(self._read(prefilled.choices))
+                choices |= {prompt: read[row, : len(prompt) - 1].copy() for row, prompt in enumerate(batch)}
+        for table in self._tables(work.copies, self.config.slots, target=2):
+            layers = self._duplicate(layers, *table)
+        return layers
 
-    def _admit_batch(
+    def _tables(self, moves: Sequence[tuple[int, ...]], size: int, *, target: int) -> list[list[jax.Array]]:
+        """Returns the columns of `moves` in tables of `size` rows; padding has no page in column `target`."""
+        tables = []
+        for start in range(0, len(moves), size):
+            columns = np.zeros((len(moves[0]), size), np.int32)
+            columns[target] = self._pages
+            part = moves[start : start + size]
+            columns[:, : len(part)] = np.array(part).T
+            tables.append([partition.put(column, self._replicated) for column in columns])
+        return tables
+
+    def _dispatch(
         self,
         params: Params,
-        slots: steps.Slots,
-        batch: list[tuple[int, Request]],
-        sources: dict[tuple[int, ...], int],
-        bucket: int,
-        key: jax.Array,
-    ) -> steps.Slots:
-        tokens = np.zeros((self.config.prefill_rows, bucket), np.int32)
-        for prompt, row in sources.items():
-            tokens[row, : len(prompt)] = prompt
-        entries = np.zeros((6, self.config.slots), np.uint32)
-        entries[0] = self.config.slots  # padding goes nowhere
-        for i, (slot, request) in enumerate(batch):
-            prompt = request.prompt
-            entries[:, i] = (
-                slot, sources[prompt], prompt[-1], len(prompt) - 1, request.prompt_id, request.sample
-            )  # fmt: skip
-        table = partition.put(entries, self._replicated)
-        at, source, token, position = (table[i].astype(jnp.int32) for i in range(4))
-        admission = steps.Admission(at, source, token, position, prompt_id=table[4], sample=table[5])
-        prompts = self._prefill(params, partition.put(tokens, self._replicated))
-        return self._admit(slots, prompts, admission, key)
+        layers: tuple[cache_lib.Pages, ...],
+        schedule: Schedule,
+        row_keys: Mapping[int, np.ndarray],
+        sampling: Sampling,
+        filtered: bool,
+    ) -> tuple[tuple[cache_lib.Pages, ...], list[tuple[int, Running, bool]]]:
+        """Samples up to `decode_steps` tokens of every sequence: returns (shard, sequence, stopped) of each."""
+        assert self._tiers is not None
+        fullest = max(len(running) for running in schedule.running)
+        per_shard = min(rows for rows in self._tiers if rows // self._shards >= fullest) // self._shards
+        running = [(shard, shard * per_shard + place, sequence) for shard, place, sequence in schedule.sequences()]
+        rows = self._make_rows(per_shard)
+        for shard, row, sequence in running:
+            rows.token[row], rows.position[row] = sequence.last, sequence.position
+            rows.sampled[row], rows.limit[row] = sequence.count, sequence.limit
+            rows.keys[row] = row_keys[sequence.request.index]
+            rows.table[shard, row % per_shard, : len(sequence.pages)] = sequence.pages
+        placed = jax.tree.map(lambda x: partition.put(x, self._replicated), rows)
+        layers, out = self._decode(params, layers, placed, sampling, filtered)
+        out = jax.tree.map(partition.host_value, out)
+        self._count_dispatch(out, per_shard * self._shards, [sequence for _, _, sequence in running])
+        for _, row, sequence in running:
+            fresh = slice(0, out.taken[row])
+            sequence.tokens.append(out.tokens[row, fresh].copy())
+            sequence.logprobs.append(out.logprobs[row, fresh].copy())
+            for kept, read in ((sequence.choices, out.choices), (sequence.support, out.support)):
+                if read is not None:
+                    kept.append(read[row, fresh].copy())
+            sequence.count += int(out.taken[row])
+            sequence.last = int(sequence.tokens[-1][-1])
+        return layers, [(shard, s, bool(out.stopped[row]) | self._stop_at_string(s)) for shard, row, s in running]
 
-    def _bucket(self, request: Request) -> int:
-        return next(bucket for bucket in self._buckets if len(request.prompt) <= bucket)
+    def _make_rows(self, per_shard: int) -> steps.Rows:
+        """Returns empty rows, as numpy arrays."""
+        count = per_shard * self._shards
+        table: Any = np.full(
+            (self._shards, per_shard, self.config.longest // self.config.page_tokens), self._pages, np.int32
+        )
+        fields: list[Any] = [np.zeros(count, np.int32) for _ in range(4)]
+        return steps.Rows(*fields, np.zeros((count, 2), np.uint32), table)  # type: ignore[call-arg]
+
+    def _count_dispatch(self, out: steps.Sampled, rows: int, running: Sequence[Running]) -> None:
+        self.stats.dispatches += 1
+        self.stats.row_steps += rows * int(np.max(out.taken))
+        held = sum(sequence.position for sequence in running) + int(np.sum(out.taken))
+        self.stats.most_tokens = max(self.stats.most_tokens, held)
+
+    def _stop_at_string(self, sequence: Running) -> bool:
+        """Cuts a sequence after the token that completes a stop string; returns whether one did."""
+        if not self._stop_strings:
+            return False
+        assert self._decode_text is not None
+        tokens = np.concatenate(sequence.tokens)
+        before = len(tokens) - len(sequence.tokens[-1])
+        # Nearly every token has a byte or more: a string that ends among the new tokens starts within this window.
+        window = max(before - max(len(text.encode()) for text in self._stop_strings) - 8, 0)
+        for count in range(before + 1, len(tokens) + 1):
+            text = self._decode_text(tokens[window:count].tolist())
+            if any(stop in text for stop in self._stop_strings):
+                sequence.tokens, sequence.logprobs = [tokens[:count]], [np.concatenate(sequence.logprobs)[:count]]
+                sequence.choices = [np.concatenate(sequence.choices)[:count]] if sequence.choices else []
+                sequence.support = [np.concatenate(sequence.support)[:count]] if sequence.support else []
+                sequence.count = count
+                return True
+        return False
+
+    def _prove_tiers(self, params: Params, sampling: Sampling) -> tuple[int, ...]:
+        """Returns the numbers of rows that give the same bits as `slots`, found by decoding the same tokens."""
+        whole = self._probe(params, sampling, self.config.slots)
+        tiers = [self.config.slots]
+        for rows in sorted(set(self.config.tail_rows), reverse=True):
+            part = self._probe(params, sampling, rows)
+            same = all(np.array_equal(a[:, : b.shape[1]], b) for a, b in zip(whole, part, strict=True))
+            if same:
+                tiers.append(rows)
+            else:
+                words = "engine.tail_rows=%d is not used: its log-probs differ in the last bits from those of %d rows"
+                log.warning(words, rows, self.config.slots)
+        return tuple(tiers)
+
+    def _probe(self, params: Params, sampling: Sampling, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns tokens and log-probs [X, rows of a shard, n] of `count` rows that start from one token each."""
+        rows = self._make_rows(count // self._shards)
+        place = np.tile(np.arange(count // self._shards), self._shards)
+        rows.token[:], rows.limit[:] = place % self._vocab, min(self.config.decode_steps, self.config.max_new_tokens)
+        rows.keys[:, 1] = place
+        pages = self.config.longest // self.config.page_tokens
+        enough = place < self._pages // pages
+        rows.table.reshape(count, -1)[enough] = place[enough, None] * pages + np.arange(pages)
+        placed = jax.tree.map(lambda x: partition.put(x, self._replicated), rows)
+        _, out = self._decode(
+            params, self._make_pages(), placed, sampling._replace(temperature=jnp.float32(1.0)), False
+        )
+        return tuple(
+            partition.host_value(x).reshape(self._shards, count // self._shards, -1) for x in (out.tokens, out.logprobs)
+        )
+
+    def _bucket(self, prompt: Prompt) -> int:
+        return next(bucket for bucket in self._buckets if len(prompt) <= bucket)
 
 
-def own_choices(slot: np.ndarray, length: int) -> np.ndarray:
-    """Returns the experts of a finished sequence of `length` tokens; the last token was never run: -1."""
-    choices = slot[:length].copy()
-    choices[-1] = -1
-    return choices
+def request_keys(requests: Sequence[Request], key: jax.Array) -> np.ndarray:
+    """Returns the key data [n, 2] of each request's sequence."""
+    padded = 1 << max(len(requests) - 1, 0).bit_length()  # few shapes, few compilations
+    identity = np.zeros((4, padded), np.uint32)
+    for i, r in enumerate(requests):
+        identity[:, i] = (r.prompt_id, r.sample, r.seed or 0, r.seed is not None)
+    return np.asarray(_fold_identities(key, identity))[: len(requests)]
+
+
+@functools.partial(jax.jit)
+def _fold_identities(key: jax.Array, identity: jax.Array) -> jax.Array:
+    def one(prompt_id: jax.Array, sample: jax.Array, seed: jax.Array, seeded: jax.Array) -> jax.Array:
+        base = jnp.where(seeded > 0, jax.random.key_data(jax.random.key(seed)), jax.random.key_data(key))
+        own = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(base), prompt_id), sample)
+        return jax.random.key_data(own)
+
+    return jax.vmap(one)(*identity)
+
+
+def complete(sequence: Running, stopped: bool, prompt_choices: np.ndarray | None) -> Completion:
+    """Returns what a sequence has become."""
+    choices = None
+    if sequence.choices:
+        own = np.concatenate(sequence.choices)
+        before = own[:0] if prompt_choices is None else prompt_choices
+        # A dispatch tells the experts of the tokens it fed, the prompt's last first. The last sampled was never run.
+        choices = np.concatenate([before, own, np.full_like(own[:1], -1)])
+    return Completion(
+        request=sequence.request,
+        tokens=np.concatenate(sequence.tokens),
+        logprobs=np.concatenate(sequence.logprobs),
+        stop_reason="stop" if stopped else "length",
+        choices=choices,
+        support=np.concatenate(sequence.support) if sequence.support else None,
+    )
 
 
 def check_prompt(prompt: Sequence[int], limit: int, name: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rlvr import errors, partition
-from rlvr.policy.cache import admit, make_cache
+from rlvr.policy.cache import Cache, Prefix, admit, duplicate, make_pages
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.transformer import Output, Policy
 
@@ -37,17 +37,38 @@ def test_decoding_through_the_cache_is_the_full_forward(tiny_policy: Tiny, jitte
     forward = jitted(policy)
     expected = forward(params, TOKENS, POSITIONS, None, TOKENS >= 0).hidden
     # Prefill pads every prompt to the longest; the padding's entries are overwritten as the rows grow.
-    width = PROMPTS.max()
+    width, size = PROMPTS.max(), 4
     prompts = np.where(np.arange(width) < PROMPTS[:, None], TOKENS[:, :width], 0)
-    prefill = forward(params, prompts, POSITIONS[:, :width], make_cache(policy.config, 3, LENGTH))
+    prefill = jax.jit(functools.partial(policy.forward, keep=True))(params, prompts, POSITIONS[:, :width])
     for row, count in enumerate(PROMPTS):
         np.testing.assert_allclose(prefill.hidden[row, :count], expected[row, :count], atol=2e-5)
-    rows, cache = np.arange(3), prefill.cache
-    for i in range(LENGTH - width):
-        at = PROMPTS + i
-        output = forward(params, TOKENS[rows, at][:, None], at[:, None], cache)
+    # The pages of a row lie anywhere, and two pools (of one device here) hold a row and two.
+    pages = np.random.default_rng(1).permutation(11)[:10].reshape(2, 5).astype(np.int32)
+    for rows, shards in (([0], 1), ([1, 2], 1), ([1, 2], 2)):
+        table = np.stack([pages[: len(rows)]]) if shards == 1 else pages[:, None]
+        layers = make_pages(policy.config, shards, 11, size)
+        blocks = -(-width // size)
+        moves = [(row, block, i // (len(rows) // shards), table.reshape(len(rows), 5)[i, block])
+                 for i, row in enumerate(rows) for block in range(blocks)]  # fmt: skip
+        assert prefill.prefix is not None
+        cache = Cache(admit(layers, prefill.prefix, *np.array(moves, np.int32).T), jnp.asarray(table))
+        for i in range(LENGTH - width):
+            at = PROMPTS[rows] + i
+            output = forward(params, TOKENS[rows, at][:, None], at[:, None], cache)
+            cache = output.cache
+            np.testing.assert_allclose(output.hidden[:, 0], expected[rows, at], atol=2e-5)
+
+
+def test_several_tokens_at_once_through_the_cache_are_the_full_forward(tiny_policy: Tiny, jitted: Any) -> None:
+    policy, params = tiny_policy("mixed")
+    expected = jitted(policy)(params, TOKENS, POSITIONS, None, TOKENS >= 0).hidden
+    table = np.arange(15, dtype=np.int32).reshape(1, 3, 5)
+    cache = Cache(make_pages(policy.config, 1, 15, 4), jnp.asarray(table))
+    for start, end in ((0, 7), (7, 8), (8, 18)):
+        output = policy.forward(params, TOKENS[:, start:end], POSITIONS[:, start:end], cache)
+        assert output.cache is not None
         cache = output.cache
-        np.testing.assert_allclose(output.hidden[:, 0], expected[rows, at], atol=2e-5)
+        np.testing.assert_allclose(output.hidden, expected[:, start:end], atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,20 +172,26 @@ def test_bfloat16_keeps_parameters_head_and_router_in_float32(tiny_policy: Tiny,
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow.abstract_params())} == {jnp.dtype("float32")}
     assert narrow.logits(params, output.hidden).dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(output.router)} == {jnp.dtype("float32")}
-    assert {leaf.dtype for leaf in jax.tree.leaves(make_cache(narrow.config, 2, 4))} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(make_pages(narrow.config, 1, 2, 4))} == {jnp.dtype("bfloat16")}
     wide = jitted(policy)(params, TOKENS, POSITIONS, None, TOKENS >= 0).hidden
     assert np.mean(np.abs(output.hidden.astype(jnp.float32) - wide)) < 0.1 * np.mean(np.abs(wide))
 
 
-def test_admit_copies_rows_into_slots_and_drops_padding(tiny_policy: Tiny) -> None:
+def test_pages_are_copied_from_a_prefill_and_within_a_pool_and_padding_nowhere(tiny_policy: Tiny) -> None:
     config = tiny_policy("dense")[0].config
-    cache = jax.tree.map(lambda x: x - 1.0, make_cache(config, 4, 6))
-    prompts = jax.tree.map(
-        lambda x: x + jnp.arange(2.0, dtype=x.dtype)[:, None, None, None] + 1.0, make_cache(config, 2, 3)
-    )
-    out = admit(cache, prompts, jnp.array([3, 0, 2, 4]), jnp.array([1, 0, 1, 0]))
+    layers = jax.tree.map(lambda x: x - 1.0, make_pages(config, 2, 3, 4))
+    tokens = 10.0 * jnp.arange(1.0, 3.0)[:, None, None, None] + jnp.arange(6.0)[None, None, :, None]
+    prefix = tuple(Prefix(*(jnp.broadcast_to(tokens, (2, config.kv_heads, 6, config.head_size)),) * 2) for _ in layers)
+    moves = [[1, 1, 0, 2], [1, 0, 1, 0], [0, 0, 0, 3]]  # row, block, shard, page
+    out = admit(layers, prefix, *jnp.array(moves).T)
     for leaf in jax.tree.leaves(out):
-        np.testing.assert_array_equal(leaf[:, 0, :, 0], [[1] * 3 + [-1] * 3, [-1] * 6, *[[2] * 3 + [-1] * 3] * 2])
+        first, empty = leaf[:, :, 0, :, 0], [-1.0] * 4
+        np.testing.assert_array_equal(first[0], [empty, empty, [24, 25, 0, 0]])
+        np.testing.assert_array_equal(first[1], [[20, 21, 22, 23], empty, empty])
+    copied = duplicate(out, jnp.array([0, 1]), jnp.array([2, 0]), jnp.array([1, 3]))
+    for leaf in jax.tree.leaves(copied):
+        np.testing.assert_array_equal(leaf[0, 1], leaf[0, 2])
+        np.testing.assert_array_equal(leaf[1], jax.tree.leaves(out)[0][1])
 
 
 @pytest.mark.parametrize(

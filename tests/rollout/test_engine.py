@@ -15,6 +15,7 @@ from rlvr.learner.logprobs import row_logprobs
 from rlvr.rollout.engine import Engine, EngineConfig, Interrupted
 from rlvr.rollout.sampling import sample
 from rlvr.types import Completion, Request
+from tests.rollout.filters import at_temperature
 
 STOP_IDS = tuple(range(2, 97, 8))
 KEY = jax.random.key(5)
@@ -139,8 +140,8 @@ def test_tokens_are_those_drawn_from_the_full_forward(run: Any, tiny_policy: Tin
     for c, logits in zip(drawn, logits_before(drawn), strict=True):
         key = jax.random.fold_in(jax.random.fold_in(KEY, c.request.prompt_id), c.request.sample)
         keys = jnp.broadcast_to(key, (len(c.tokens),))
-        tokens, _ = sample(jnp.asarray(logits), keys, jnp.arange(len(c.tokens)), jnp.float32(0.9))
-        np.testing.assert_array_equal(c.tokens, tokens)
+        drawn_again = sample(jnp.asarray(logits), keys, jnp.arange(len(c.tokens)), at_temperature(0.9))
+        np.testing.assert_array_equal(c.tokens, drawn_again.tokens)
 
 
 def test_stop_tokens_end_and_belong_to_the_completion(run: Any) -> None:

@@ -9,6 +9,7 @@ import scipy.stats
 
 from rlvr import keys
 from rlvr.rollout.sampling import invert_cdf, sample
+from tests.rollout.filters import at_temperature
 
 ROWS = 64
 
@@ -75,11 +76,11 @@ def test_frequencies_are_the_probabilities(temperature: float) -> None:
     draws = 20_000
     logits = np.array([0.5, -1.0, 2.0, -np.inf, 0.0, 1.0, -2.5, -np.inf], np.float32)
     p = scipy.special.softmax(logits.astype(np.float64) / temperature)
-    tokens, _ = sample(
+    tokens, _, _ = sample(
         jnp.broadcast_to(jnp.asarray(logits), (draws, 8)),
         row_keys(draws),
         jnp.full(draws, 3),
-        jnp.float32(temperature),
+        at_temperature(temperature),
     )
     counts = np.bincount(np.asarray(tokens), minlength=8)
     assert np.all(counts[p == 0] == 0)
@@ -90,7 +91,9 @@ def test_frequencies_are_the_probabilities(temperature: float) -> None:
 def test_logprobs_are_those_of_the_distribution_drawn_from(temperature: float) -> None:
     logits = (np.random.default_rng(0).normal(size=(ROWS, 300)) * 5 + 40).astype(np.float32)
     logits[:, ::3] = -np.inf
-    tokens, logprobs = sample(jnp.asarray(logits), row_keys(ROWS), jnp.zeros(ROWS, jnp.int32), jnp.float32(temperature))
+    tokens, logprobs, _ = sample(
+        jnp.asarray(logits), row_keys(ROWS), jnp.zeros(ROWS, jnp.int32), at_temperature(temperature)
+    )
     expected = scipy.special.log_softmax(logits.astype(np.float64) / temperature, axis=-1)
     np.testing.assert_allclose(logprobs, expected[np.arange(ROWS), tokens], atol=2e-5)
     assert np.all(np.asarray(tokens) % 3 != 0)
@@ -100,7 +103,7 @@ def test_logprobs_are_those_of_the_distribution_drawn_from(temperature: float) -
 def test_greedy_takes_the_first_best_and_reports_its_logprob_at_temperature_one() -> None:
     logits = np.random.default_rng(1).normal(size=(ROWS, 97)).astype(np.float32)
     logits[0, [5, 60]] = 9.0
-    tokens, logprobs = sample(jnp.asarray(logits), row_keys(ROWS), jnp.zeros(ROWS, jnp.int32), jnp.float32(0.0))
+    tokens, logprobs, _ = sample(jnp.asarray(logits), row_keys(ROWS), jnp.zeros(ROWS, jnp.int32), at_temperature(0.0))
     np.testing.assert_array_equal(tokens, np.argmax(logits, axis=-1))
     assert tokens[0] == 5
     expected = scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
@@ -111,9 +114,9 @@ def test_a_draw_belongs_to_its_key_and_position_not_to_its_row() -> None:
     logits = jnp.asarray(np.random.default_rng(2).normal(size=(ROWS, 97)), jnp.float32)
     order = np.random.default_rng(3).permutation(ROWS)
     position = jnp.arange(ROWS, dtype=jnp.int32) % 5
-    tokens, logprobs = sample(logits, row_keys(ROWS), position, jnp.float32(1.0))
-    moved = sample(logits[order], row_keys(ROWS)[order], position[order], jnp.float32(1.0))
+    tokens, logprobs, _ = sample(logits, row_keys(ROWS), position, at_temperature(1.0))
+    moved = sample(logits[order], row_keys(ROWS)[order], position[order], at_temperature(1.0))
     np.testing.assert_array_equal(moved[0], tokens[order])
     np.testing.assert_array_equal(moved[1], logprobs[order])
-    later, _ = sample(logits, row_keys(ROWS), position + 1, jnp.float32(1.0))
+    later, _, _ = sample(logits, row_keys(ROWS), position + 1, at_temperature(1.0))
     assert np.mean(np.asarray(later) == np.asarray(tokens)) < 0.5

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rlvr import errors
-from rlvr.policy.cache import make_cache
+from rlvr.policy.cache import Cache, make_pages
 from rlvr.policy.transformer import Policy
 from rlvr.text.tokenizer import ByteTokenizer
 from rlvr.weights import exporter, importer, safetensors
@@ -47,6 +47,13 @@ def all_logprobs(policy: Policy, params: Any, tokens: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(policy.logits(params, policy.forward(params, tokens, positions_of(tokens)).hidden))
 
 
+def empty_cache(policy: Policy, rows: int, length: int) -> Cache:
+    """A cache with pages of 16 tokens for rows of `length`."""
+    pages = -(-length // 16)
+    table = jnp.arange(rows * pages, dtype=jnp.int32).reshape(1, rows, pages)
+    return Cache(make_pages(policy.config, 1, rows * pages, 16), table)
+
+
 def greedy(policy: Policy, params: Any, prompts: jax.Array) -> jax.Array:
     """The most probable continuations [B, NEW], token by token through the cache."""
     rows, length = prompts.shape
@@ -59,7 +66,7 @@ def greedy(policy: Policy, params: Any, prompts: jax.Array) -> jax.Array:
         best = jnp.argmax(policy.logits(params, output.hidden[:, 0]), axis=-1).astype(jnp.int32)
         return (best, output.cache), best
 
-    start = jnp.zeros(rows, jnp.int32), make_cache(policy.config, rows, length + NEW)
+    start = jnp.zeros(rows, jnp.int32), empty_cache(policy, rows, length + NEW)
     _, tokens = jax.lax.scan(step, start, jnp.arange(length + NEW - 1))
     return tokens.T[:, length - 1 :]
 

@@ -1,6 +1,6 @@
 """Measures a part of the system against the machine's own ceiling, in the same process.
 
-    python -m launch.bench NAME [--rounds=9] [--dtype=float32] [--NAME_option=value ...]
+    python -m launch.bench NAME [--rounds=9] [--shape=smollm2_135m] [--dtype=float32] [--NAME_option=value ...]
 
 NAME is one of the benches below, each in a file of `launch/benches` that says what it measures; the flags of a bench
 begin with its name. Prints a table and, as the last line, JSON. What is compared is run in turn in every round, so
@@ -16,11 +16,23 @@ from typing import Any
 from absl import app
 
 from launch import cli
+from launch.benches.checkpoint import bench_checkpoint
+from launch.benches.compile import bench_compile
 from launch.benches.moe import bench_moe
+from launch.benches.rollout import bench_rollout
+from launch.benches.step import bench_step
+from launch.benches.verify import bench_verify
 from rlvr import errors
 
 # Each prints its table and returns what the last line says.
-BENCHES: Mapping[str, Callable[[], dict[str, Any]]] = {"moe": bench_moe}
+BENCHES: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "checkpoint": bench_checkpoint,
+    "compile": bench_compile,
+    "moe": bench_moe,
+    "rollout": bench_rollout,
+    "step": bench_step,
+    "verify": bench_verify,
+}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,7 +40,16 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 2:
         raise app.UsageError(f"name one bench (accepted: {', '.join(BENCHES)})")
     errors.check_choice("bench", argv[1], BENCHES)
-    print(json.dumps(BENCHES[argv[1]]()))
+    print(json.dumps(shorten(BENCHES[argv[1]]())))
+
+
+def shorten(value: Any) -> Any:
+    """Returns a result with its floats to five digits."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {name: shorten(inner) for name, inner in value.items()}
+    return [shorten(inner) for inner in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

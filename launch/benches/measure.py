@@ -1,8 +1,7 @@
-"""What the benches share: timing in turn, the machine's ceiling, and the memory of this process."""
+"""What the benches share: timing in turn, and the ceilings of the machine."""
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,19 +24,31 @@ def measure(runs: Mapping[str, Run], rounds: int) -> dict[str, np.ndarray]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            began = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(timed(run))
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def gemm(dtype: Any, size: int = 1536) -> tuple[Run, float]:
-    """Returns a square matrix product, and its floating-point operations: the ceiling of the machine."""
-    a = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a, b: a @ b)
-    return lambda: product(a, a), 2.0 * size**3
+def timed(run: Run) -> float:
+    """Returns the seconds until what `run` returns is there."""
+    began = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - began
 
 
-def peak_gb() -> float:
-    """Returns the largest resident memory that this process ever had, in 10^9 bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+def gemm(dtype: Any) -> tuple[Run, float]:
+    """Returns square matrix products, and their floating-point operations: the ceiling of the machine."""
+    size, products = (1536, 4) if jax.default_backend() == "cpu" else (8192, 16)
+    a = jnp.full((size, size), 1.0 / size, dtype)  # products of it stay what it is
+
+    @jax.jit
+    def run(a: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, products, lambda _, b: a @ b, a)
+
+    return lambda: run(a), products * 2.0 * size**3
+
+
+def stream() -> tuple[Run, float]:
+    """Returns a sum over a large array, and the bytes that it reads: the ceiling of what is bound by memory."""
+    a = jnp.ones(2**25 if jax.default_backend() == "cpu" else 2**30, jnp.float32)
+    run = jax.jit(jnp.sum)
+    return lambda: run(a), 4.0 * a.size

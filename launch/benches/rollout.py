@@ -1,0 +1,156 @@
+"""Sampling through the engine: tokens a second, against the machine's ceilings.
+
+    python -m launch.bench rollout --rollout_mode=fixed --rounds=3
+
+fixed: `rollout_requests` prompts of `rollout_prompt_tokens`, each sampled to exactly `rollout_new_tokens`.
+groups: `rollout_requests` prompts with `rollout_samples` samples each, one new token: the time of prefill where a group
+    shares its prompt, against as many different prompts of that length. The decode step and the call's own cost, which
+    are in both, are measured with prompts of two tokens and taken off.
+
+`fraction_of_gemm` counts every multiplication that sampling needs (`flops`): two operations for each parameter of the
+blocks and token, prompts once each and without a head; the head for each new token; attention over the keys that a
+token sees. `fraction_of_bandwidth` is, of the bytes a second that the machine reads, what reading all weights once a
+new token of a row, and each row's keys and values, comes to: the ceiling of decoding in small batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from launch.benches import flops
+from launch.benches.measure import DTYPE, ROUNDS, gemm, measure, stream
+from launch.benches.subject import SHAPE, policy_config, random_params
+from launch.benches.workload import make_prompts, peak_gb
+from rlvr import errors
+from rlvr.mesh import MeshConfig, make_mesh
+from rlvr.policy.config import PolicyConfig
+from rlvr.policy.transformer import Policy
+from rlvr.rollout.engine import Engine, EngineConfig
+from rlvr.types import Completion, Request
+
+MODE = flags.DEFINE_string("rollout_mode", "fixed", "rollout: fixed or groups.")
+SLOTS = flags.DEFINE_integer("rollout_slots", 0, "rollout: S; 0 for as many as there are requests.", lower_bound=0)
+REQUESTS = flags.DEFINE_integer("rollout_requests", 32, "rollout: prompts.", lower_bound=1)
+SAMPLES = flags.DEFINE_integer("rollout_samples", 16, "rollout, groups: samples a prompt.", lower_bound=2)
+PROMPT = flags.DEFINE_integer("rollout_prompt_tokens", 64, "rollout: tokens of a prompt.", lower_bound=3)
+NEW = flags.DEFINE_integer("rollout_new_tokens", 64, "rollout, fixed: tokens of a completion.", lower_bound=1)
+DECODE_STEPS = flags.DEFINE_integer("rollout_decode_steps", 8, "rollout: tokens a dispatch.", lower_bound=1)
+PREFILL_ROWS = flags.DEFINE_integer("rollout_prefill_rows", 8, "rollout: prompts prefilled together.", lower_bound=1)
+
+
+def bench_rollout() -> dict[str, Any]:
+    """Measures the mode that is named."""
+    errors.check_choice("rollout_mode", MODE.value, MODES)
+    mesh = make_mesh(MeshConfig())
+    with jax.set_mesh(mesh):
+        policy = Policy(policy_config())
+        params = random_params(policy, mesh)
+
+        def make_engine(requests: int, new_tokens: int) -> Callable[[list[Request]], list[Completion]]:
+            config = EngineConfig(
+                slots=SLOTS.value or requests,
+                max_prompt_tokens=PROMPT.value,
+                max_new_tokens=new_tokens,
+                prefill_rows=PREFILL_ROWS.value,
+                decode_steps=DECODE_STEPS.value,
+            )
+            # An id that cannot be drawn: nothing stops early.
+            engine = Engine(policy, config, (policy.config.vocab_size,), mesh)
+            return lambda requests: engine.generate(params, requests, jax.random.key(0), temperature=1.0)
+
+        result = MODES[MODE.value](policy.config, make_engine)
+    common = {"bench": "rollout", "mode": MODE.value, "shape": SHAPE.value, "dtype": DTYPE.value}
+    return common | {"platform": jax.default_backend(), **result, "peak_gb": round(peak_gb(), 3)}
+
+
+MakeEngine = Callable[[int, int], Callable[[list[Request]], list[Completion]]]
+
+
+def bench_fixed(config: PolicyConfig, make_engine: MakeEngine) -> dict[str, Any]:
+    """Completions of one length."""
+    rows, prompt, new = REQUESTS.value, PROMPT.value, NEW.value
+    generate = make_engine(rows, new)
+    requests = make_requests(make_prompts(rows, prompt, config.vocab_size), 1)
+
+    def run() -> None:
+        counts = {len(completion.tokens) for completion in generate(requests)}
+        assert counts == {new}, f"completions of {counts} tokens"
+
+    product, operations = gemm(jax.numpy.dtype(DTYPE.value))
+    reading, read_bytes = stream()
+    seconds = measure({"rollout": run, "gemm": product, "stream": reading}, ROUNDS.value)
+    took = float(np.median(seconds["rollout"]))
+    ceiling, bandwidth = operations / np.median(seconds["gemm"]), read_bytes / np.median(seconds["stream"])
+    needed = rows * (flops.sequence_flops(config, prompt, new) + flops.prompt_flops(config, prompt))
+    slots = SLOTS.value or rows
+    moved = flops.decode_bytes(config, prompt, new, slots) * rows / slots
+    print(f"{'rows':>6}{'prompt':>8}{'new':>6}{'s':>10}{'tokens/s':>12}{'of GEMM':>10}{'of bandwidth':>15}")
+    shares = needed / took / ceiling, moved / took / bandwidth
+    print(f"{rows:6}{prompt:8}{new:6}{took:10.3f}{rows * new / took:12.1f}{shares[0]:10.3f}{shares[1]:15.3f}")
+    return {
+        "tokens_per_s": rows * new / took,
+        "seconds": seconds["rollout"].tolist(),
+        "rows": rows,
+        "prompt_tokens": prompt,
+        "new_tokens": new,
+        "gemm_gflops": ceiling / 1e9,
+        "fraction_of_gemm": shares[0],
+        "bandwidth_gb_per_s": bandwidth / 1e9,
+        "fraction_of_bandwidth": shares[1],
+    }
+
+
+def bench_groups(config: PolicyConfig, make_engine: MakeEngine) -> dict[str, Any]:
+    """Prefill of prompts that groups share, against prefill of every sample's prompt."""
+    prompts, samples, length = REQUESTS.value, SAMPLES.value, PROMPT.value
+    rows = prompts * samples
+    generate = make_engine(rows, 1)
+    shared = make_requests(make_prompts(prompts, length, config.vocab_size), samples)
+    repeated = make_requests(make_prompts(rows, length, config.vocab_size), 1)
+    short = make_requests(make_prompts(1, 2, config.vocab_size), rows)
+    product, operations = gemm(jax.numpy.dtype(DTYPE.value))
+    seconds = measure(
+        {
+            "shared": lambda: generate(shared) and None,
+            "repeated": lambda: generate(repeated) and None,
+            "neither": lambda: generate(short) and None,
+            "gemm": product,
+        },
+        ROUNDS.value,
+    )
+    took = {name: float(np.median(values)) for name, values in seconds.items()}
+    prefill = {name: float(np.median(seconds[name] - seconds["neither"])) for name in ("shared", "repeated")}
+    ceiling = operations / took["gemm"]
+    share = {
+        "shared": prompts * flops.prompt_flops(config, length) / prefill["shared"] / ceiling,
+        "repeated": rows * flops.prompt_flops(config, length) / prefill["repeated"] / ceiling,
+    }
+    print(f"{prompts} prompts of {length} tokens x {samples} samples")
+    print(f"{'prompts':12}{'call s':>10}{'prefill s':>12}{'of GEMM':>10}")
+    for name, value in prefill.items():
+        print(f"{name:12}{took[name]:10.3f}{value:12.3f}{share[name]:10.3f}")
+    return {
+        "prompts": prompts,
+        "samples": samples,
+        "prompt_tokens": length,
+        "prefill_s": prefill["shared"],
+        "repeated_prefill_s": prefill["repeated"],
+        "prefill_ratio": prefill["repeated"] / prefill["shared"],
+        "call_s": took["shared"],
+        "repeated_call_s": took["repeated"],
+        "gemm_gflops": ceiling / 1e9,
+        "fraction_of_gemm": share["shared"],
+    }
+
+
+def make_requests(prompts: list[tuple[int, ...]], samples: int) -> list[Request]:
+    """Returns `samples` requests of each prompt, prompt by prompt."""
+    return [Request(p * samples + s, p, s, prompt) for p, prompt in enumerate(prompts) for s in range(samples)]
+
+
+MODES: dict[str, Callable[[PolicyConfig, MakeEngine], dict[str, Any]]] = {"fixed": bench_fixed, "groups": bench_groups}

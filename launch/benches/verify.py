@@ -1,0 +1,93 @@
+"""Verdicts a second and core, against the bare means that a verifier stands on.
+
+    python -m launch.bench verify --verify_kind=math
+
+math: `verify_items` pairs of an answer and a reference through the pool with one worker (a process that can be killed,
+a hard limit an item), against math-verify called in this process. Half of the answers are right.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from launch.benches.measure import ROUNDS, measure
+from launch.benches.workload import peak_gb
+from rlvr import errors
+from rlvr.types import Task
+from rlvr.verifiers.pool import VerifierConfig, VerifierPool
+
+KIND = flags.DEFINE_string("verify_kind", "math", "verify: what is verified.")
+ITEMS = flags.DEFINE_integer("verify_items", 200, "verify: completions.", lower_bound=2)
+
+Item = tuple[str, str]  # completion, reference
+
+
+def bench_verify() -> dict[str, Any]:
+    """Measures the kind that is named."""
+    errors.check_choice("verify_kind", KIND.value, KINDS)
+    return {"bench": "verify", "kind": KIND.value, "items": ITEMS.value, **KINDS[KIND.value](), "peak_gb": peak_gb()}
+
+
+def bench_math() -> dict[str, Any]:
+    """Mathematical equivalence."""
+    import math_verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    items = make_math_items(ITEMS.value)
+
+    def bare() -> None:
+        right = sum(math_verify.verify(math_verify.parse(wanted), math_verify.parse(said)) for said, wanted in items)
+        assert right == len(items) // 2, f"{right} of {len(items)} are right"
+
+    with VerifierPool(VerifierConfig(workers=1), ["math"]) as pool:
+
+        def pooled() -> None:
+            payload = {"answer_format": "boxed"}
+            futures = [pool.submit(Task(i, "math", "", wanted, "math", payload=payload), said)
+                       for i, (said, wanted) in enumerate(items)]  # fmt: skip
+            right = sum(future.result().status == "correct" for future in futures)
+            assert right == len(items) // 2, f"{right} of {len(items)} are right"
+
+        return report({"pool, one worker": pooled, "math-verify": bare}, len(items))
+
+
+def report(runs: dict[str, Callable[[], None]], items: int) -> dict[str, Any]:
+    """Measures two forms in turn, ours first; prints the table and returns the result."""
+    seconds = measure(runs, ROUNDS.value)
+    ours, bare = runs
+    ratio = float(np.median(seconds[bare] / seconds[ours]))
+    print(f"{'form':24}{'verdicts/s':>12}{'ms each':>10}")
+    for name, values in seconds.items():
+        took = float(np.median(values))
+        print(f"{name:24}{items / took:12.1f}{1e3 * took / items:10.3f}")
+    return {
+        "verdicts_per_s_per_core": items / float(np.median(seconds[ours])),
+        "bare_verdicts_per_s": items / float(np.median(seconds[bare])),
+        "times_bare": ratio,
+    }
+
+
+def make_math_items(count: int) -> list[Item]:
+    """Returns boxed answers with references in another notation; every other one is right."""
+    rng = random.Random(0)
+    forms: tuple[Callable[[int, int, int], Item], ...] = (
+        lambda a, b, wrong: (f"\\frac{{{a + wrong * b}}}{{{b}}}", f"\\frac{{{2 * a}}}{{{2 * b}}}"),
+        lambda a, b, wrong: (f"({a}x+{b})^2", f"{a * a}x^2+{2 * a * b + wrong}x+{b * b}"),
+        lambda a, b, wrong: (f"\\sqrt{{{a * a * b + wrong}}}", f"{a}\\sqrt{{{b}}}"),
+        lambda a, b, wrong: (f"{a * b + wrong}", f"{a}\\cdot{b}"),
+    )
+    items = []
+    for i in range(count):
+        a, b = rng.randrange(2, 30), rng.randrange(2, 30)
+        said, wanted = forms[i // 2 % len(forms)](a, b, i % 2)
+        items.append((f"So the answer is \\boxed{{{said}}}.", f"\\boxed{{{wanted}}}"))
+    return items
+
+
+KINDS: dict[str, Callable[[], dict[str, Any]]] = {"math": bench_math}

@@ -1,0 +1,74 @@
+"""Every bench runs at a tiny size, and its last line is JSON with figures that can be right."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from launch.bench import main
+from launch.benches import flops, workload
+from rlvr import errors
+from rlvr.policy.config import PolicyConfig
+from tests.tiny import ROOT, environment
+
+STEP = (
+    "--step_prompts=2", "--step_samples=4", "--step_prompt_tokens=6", "--step_new_tokens=8", "--step_micro_rows=4"
+)  # fmt: skip
+ROLLOUT = ("--rollout_requests=4", "--rollout_prompt_tokens=9", "--rollout_new_tokens=5")
+
+# bench, its flags, and figures of its result that must be positive.
+RUNS = {
+    "moe": (("--moe_tokens=64", "--moe_dim=32", "--moe_hidden=16"), ("gemm_gflops",)),
+    "rollout": (ROLLOUT, ("tokens_per_s", "gemm_gflops", "fraction_of_gemm", "fraction_of_bandwidth", "peak_gb")),
+    "step": (STEP, ("step_s", "first_step_s", "rollout_s", "update_s", "gemm_gflops", "fraction_of_gemm", "peak_gb")),
+    "checkpoint": ((), ("blocked_s", "durable_s", "restore_s", "save_gb_per_s", "plain_gb_per_s")),
+    "compile": (STEP, ("programs", "trace_s", "lower_s", "compile_s")),
+    "verify": (("--verify_items=8",), ("verdicts_per_s_per_core", "bare_verdicts_per_s", "times_bare")),
+}
+
+
+def bench(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Runs a bench as a user does, on one CPU device."""
+    command = [sys.executable, "-m", "launch.bench", name, "--rounds=1", "--shape=tiny", *flags]
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_last_line_of_a_bench_is_its_result(name: str) -> None:
+    flags, positive = RUNS[name]
+    done = bench(name, *flags)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    result = json.loads(lines[-1])
+    assert len(lines) > 2 and result["bench"] == name
+    assert all(result[figure] > 0 for figure in positive), result
+
+
+def test_an_unknown_bench_is_refused_by_name() -> None:
+    with pytest.raises(errors.ConfigError, match=r"'rolout'.*did you mean 'rollout'"):
+        main(["bench", "rolout"])
+
+
+def test_operations_of_a_forward_pass_by_hand() -> None:
+    config = PolicyConfig(vocab_size=11, dim=4, layers=2, query_heads=4, kv_heads=2, head_size=6, hidden=5)
+    attention = 4 * 24 + 2 * 4 * 12 + 24 * 4  # query, key and value, output
+    blocks = 2 * (attention + 3 * 4 * 5)
+    assert flops.matmul_parameters(config) == (blocks, 44)
+    # Two sampled tokens after a prompt of three see 4 and 5 keys; scores and values: 2 * 2 * H * h for each, and layer.
+    assert flops.sequence_flops(config, 3, 2) == 2 * 2 * (blocks + 44) + 2 * 4 * 24 * (4 + 5)
+    assert flops.prompt_flops(config, 3) == 2 * 3 * blocks + 2 * 4 * 24 * (1 + 2 + 3)
+
+
+def test_a_mixture_layer_counts_the_experts_a_token_goes_to() -> None:
+    sizes = {"dim": 4, "layers": 2, "hidden": 5, "moe_layers": (1,), "experts": 8, "expert_hidden": 7}
+    one, two = (flops.matmul_parameters(PolicyConfig(**sizes, experts_per_token=k))[0] for k in (1, 2))
+    assert two - one == 3 * 4 * 7
+
+
+def test_the_long_tail_is_the_same_everywhere_and_what_it_says() -> None:
+    lengths = workload.tail_lengths(4096, 64, 512)
+    assert lengths[:8] == workload.tail_lengths(8, 64, 512)
+    assert min(lengths) >= 1 and max(lengths) == 512
+    assert sum(lengths) / len(lengths) == pytest.approx(63, abs=2)  # the cut at 512 takes one token off the mean
+    assert [len(batch) for batch in workload.in_batches(lengths[:70], 32)] == [32, 32, 6]

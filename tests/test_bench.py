@@ -19,7 +19,7 @@ ROLLOUT = ("--rollout_requests=4", "--rollout_prompt_tokens=9", "--rollout_new_t
 
 # bench, its flags, and figures of its result that must be positive.
 RUNS = {
-    "moe": (("--moe_tokens=64", "--moe_dim=32", "--moe_hidden=16"), ("gemm_gflops",)),
+    "moe": (("--moe_tokens=64", "--moe_dim=32", "--moe_hidden=16", "--moe_backends=auto"), ("gemm_gflops",)),
     "rollout": (ROLLOUT, ("tokens_per_s", "gemm_gflops", "fraction_of_gemm", "fraction_of_bandwidth", "peak_gb")),
     "step": (STEP, ("step_s", "first_step_s", "rollout_s", "update_s", "gemm_gflops", "fraction_of_gemm", "peak_gb")),
     "checkpoint": ((), ("blocked_s", "durable_s", "restore_s", "save_gb_per_s", "plain_gb_per_s")),

@@ -34,7 +34,7 @@ class Shape:
 
 SHAPES = {
     "smollm2_135m": Shape(49152, 576, 30, 9, 3, 64, 1536),
-    "tiny": Shape(512, 48, 2, 6, 2, 8, 96),
+    "tiny": Shape(512, 48, 1, 6, 2, 8, 96),
 }
 
 TAIL_SIGMA = 1.0  # of the logarithm: the median is 39, one length in two hundred reaches the maximum

@@ -17,12 +17,14 @@ class TaskSetConfig:
     """One set of tasks: a part of the training stream, an evaluation set, or both.
 
     Attributes:
-        source: key of `rlvr.data.sources.SOURCES`: "arithmetic", "reasoning_gym", "gsm8k" or "jsonl".
+        source: key of `rlvr.data.sources.SOURCES`: "arithmetic", "string_programs", "reasoning_gym",
+            "gsm8k" or "jsonl".
         name: label in reports; must differ between sets; "" means the source's name. For reasoning_gym it is
             also the generator's name, unless `options["generator"]` names that.
         weight: share of the training stream, relative to the other sets'; 0 means the set is only evaluated.
             Grain rounds shares down to a hundredth of the smallest one.
-        train_size: problems to train on; 0 means all there are, which reasoning_gym cannot do.
+        train_size: problems to train on; 0 means all there are, which reasoning_gym and
+            string_programs cannot do.
             From files, the first rows are taken.
         eval_size: problems of the evaluation split; 0 means that the set is not evaluated.
         answer_format: key of `rlvr.verifiers.extract.ANSWER_FORMATS`: where an answer must stand to be

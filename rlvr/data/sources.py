@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rlvr import errors, types
-from rlvr.data import arithmetic, gsm8k, jsonl, reasoning
+from rlvr.data import arithmetic, gsm8k, jsonl, reasoning, string_programs
 from rlvr.data.config import TaskSetConfig
 from rlvr.data.tasks import SPLITS
 
@@ -20,6 +20,7 @@ SOURCES: dict[str, Source] = {
     "reasoning_gym": reasoning.make_reasoning,
     "gsm8k": gsm8k.make_gsm8k,
     "jsonl": jsonl.make_jsonl,
+    "string_programs": string_programs.make_string_programs,
 }
 FILE_SOURCES = ("gsm8k", "jsonl")
 

@@ -141,6 +141,20 @@ def freeze(value: Any) -> Hashable:
     return value
 
 
+def write_literal(value: Any) -> str:
+    """Returns repr() of a value, with sets in an order that does not depend on the hash seed."""
+    if isinstance(value, set | frozenset):
+        items = "{" + ", ".join(sorted(map(write_literal, value))) + "}" if value else ""
+        return items if items and isinstance(value, set) else f"{type(value).__name__}({items})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{write_literal(key)}: {write_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(write_literal, value)) + "]"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(write_literal, value)) + ("," if len(value) == 1 else "") + ")"
+    return repr(value)
+
+
 def weigh(value: Any) -> float:
     """Returns roughly how many bits it takes to guess a value: what equality by chance is unlikely by.
 

@@ -19,6 +19,8 @@ from rlvr import errors, types
 from rlvr.verifiers import combine, length, plain, reasoning, regex, repetition, schema, tool_call
 from rlvr.verifiers import format as tags
 from rlvr.verifiers import math as math_equivalence
+from rlvr.verifiers.instructions import text as instruction_texts
+from rlvr.verifiers.instructions import verify as instructions
 
 Verifier = Callable[[str, str, Mapping[str, Any]], types.Verdict]
 
@@ -32,6 +34,7 @@ VERIFIERS: dict[str, Verifier] = {
     "numeric": plain.verify_numeric,
     "math": math_equivalence.verify_math,
     "reasoning_gym": reasoning.verify_reasoning_gym,
+    "instructions": instructions.verify_instructions,
     "tool_call": tool_call.verify_tool_call,
     "json_schema": schema.verify_json_schema,
     "regex": regex.verify_regex,
@@ -56,6 +59,7 @@ _WARM_UPS: dict[str, Callable[[], None]] = {
     "reasoning_gym": reasoning.warm_up,
     "json_schema": schema.warm_up,
     "combine": _warm_up_components,
+    "instructions": instruction_texts.warm_up,
 }
 
 _MAX_DETAIL = 500

@@ -20,13 +20,11 @@ LANGUAGES = (
     "ru sk sl so sq sv sw ta te th tl tr uk ur vi zh zh-cn zh-tw"
 ).split()
 
-_PLACEHOLDER = re.compile(r"\[.*?\]")
 _STAR_BULLET = re.compile(r"^\s*\*[^*].*$", re.MULTILINE)
 _DASH_BULLET = re.compile(r"^\s*-.*$", re.MULTILINE)
 _HIGHLIGHT = re.compile(r"\*[^\n*]*\*")
 _DOUBLE_HIGHLIGHT = re.compile(r"\*\*[^\n*]*\*\*")
 _PARAGRAPH_BREAK = re.compile(r"\s?\*\*\*\s?")
-_TITLE = re.compile(r"<<[^\n]+>>")
 _WORD_END = re.compile(r"""[.,?!'"]""")
 _POSTSCRIPTS = {"P.P.S": r"\s*p\.\s?p\.\s?s.*$", "P.S.": r"\s*p\.\s?s\..*$"}
 
@@ -95,7 +93,15 @@ def has_first_word_of_paragraph(response: str, num_paragraphs: int, nth_paragrap
 
 
 def has_placeholders(response: str, num_placeholders: int) -> bool:
-    return len(_PLACEHOLDER.findall(response)) >= num_placeholders
+    return sum(map(_count_placeholders, response.split("\n"))) >= num_placeholders
+
+
+def _count_placeholders(line: str) -> int:
+    """The matches of `\\[.*?\\]`, without its squared time on a line of opening brackets."""
+    count, position = 0, 0
+    while (start := line.find("[", position)) >= 0 and (end := line.find("]", start)) >= 0:
+        count, position = count + 1, end + 1
+    return count
 
 
 def has_postscript(response: str, postscript_marker: str) -> bool:
@@ -135,7 +141,12 @@ def is_json(response: str) -> bool:
 
 
 def has_title(response: str) -> bool:
-    return any(title.lstrip("<").rstrip(">").strip() for title in _TITLE.findall(response))
+    """Some line has `<<`, text and `>>`: from its first opening to its last closing."""
+    for line in response.split("\n"):
+        start, end = line.find("<<"), line.rfind(">>")
+        if 0 <= start < end and line[start : end + 2].lstrip("<").rstrip(">").strip():
+            return True
+    return False
 
 
 def has_two_responses(response: str) -> bool:

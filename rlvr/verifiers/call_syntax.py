@@ -4,7 +4,7 @@
     JSON      [{"name": "f", "arguments": {"a": 1}}], or one such object; [{"f": {"a": 1}}] as well
     Python    [f(a=1), g(b="x")], with or without the brackets
 
-JSON and Python may stand in one ``` fence. Arguments as a JSON text ("arguments": "{...}") are read too.
+JSON and Python may stand in one ``` fence or between `. Arguments as a JSON text ("arguments": "{...}") are read too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def parse_calls(text: str) -> list[Call]:
     """
     if _OPEN in text or _CLOSE in text:
         return [call for inside in _split_tags(text) for call in _parse_json_calls(inside, attempt=True)]
-    text = strip_fence(text)
+    text = strip_fence(text).strip("`").strip()
     for parse in (_parse_json_calls, _parse_python_calls):
         try:
             return parse(text)

@@ -1,12 +1,13 @@
 """Whether one call is one of the accepted ones, by the rules of the Berkeley function-calling leaderboard (BFCL v4).
 
-An answer is {argument: [accepted values]}; "" among them says that the argument may be left out unless it is required,
-and where there is nothing else, nothing is to be said: an empty value, or no argument. The types of a
-function's parameters are BFCL's own names (and Java's and JavaScript's there) or JSON Schema's.
+An answer is {argument: [accepted values]}; "" among them says that the argument may be left out unless it is required.
+Where nothing else is accepted, nothing is to be said: an empty value, or no argument. The types of a function's
+parameters are BFCL's own names (and Java's and JavaScript's there) or JSON Schema's.
 
-Types are strict: 1 is no text, true no number, 1.0 no integer; but an integer does for a float, a list for a tuple,
-and a value of the accepted values' own type always does (BFCL calls it a variable). Texts are equal without case,
-spaces and ",./-_*^", and with ' for "; also in lists and as values of dictionaries, but not deeper.
+Types are strict: 1 is no text, true no number, 1.0 no integer. But an integer does for a float, also in a list, a tuple
+of Python and a list do for a "tuple", and a value of the accepted values' own type always does (BFCL calls it a
+variable). Texts are equal without case, spaces and ",./-_*^", and with ' for "; also in lists and as values of
+dictionaries, but not deeper.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def find_type(schema: Mapping[str, Any]) -> type:
     name = schema.get("type") or "any"
     if isinstance(name, list):  # JSON Schema's union: the first that is not null; the accepted values say the rest
         name = next((each for each in name if each != "null"), "null")
-    if name not in _PYTHON_TYPES:
+    if not isinstance(name, str) or name not in _PYTHON_TYPES:
         hint = errors.nearest(str(name), _PYTHON_TYPES)
         raise errors.DataError(f"functions: type={name!r} is not known{hint} (accepted: {', '.join(_PYTHON_TYPES)})")
     return _PYTHON_TYPES[name]
@@ -82,7 +83,7 @@ def _accepts(value: Any, schema: Mapping[str, Any], accepted: Sequence[Any], lan
     inner = find_type(schema["items"]) if nests and schema["items"].get("type") not in ("any", "Any", None) else None
     if isinstance(value, str):
         value = LANGUAGES[language](value, schema)
-    if isinstance(value, tuple) and wanted is list:
+    if isinstance(value, tuple) and schema.get("type") == "tuple":
         value = list(value)
     value = [_widen(item, float) for item in value] if inner is float and type(value) is list else _widen(value, wanted)
     own = next((type(each) for each in accepted if each != ""), None)

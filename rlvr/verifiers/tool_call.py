@@ -132,7 +132,8 @@ def _read_functions(payload: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         if (
             not isinstance(parameters, dict)
             or not isinstance(item.get("name"), str)
-            or not isinstance(parameters.get("required") or [], list)
+            or not isinstance(required := parameters.get("required") or [], list)
+            or not all(isinstance(each, str) for each in required)
             or not isinstance(properties, dict)
             or not all(isinstance(each, dict) for each in properties.values())
         ):

@@ -132,6 +132,7 @@ def test_parallel_calls_match_one_to_one_in_any_order(syntax, cities, right):
     [
         ("clock(zone='UTC')", 1, 1),
         ("```python\n[clock(zone='UTC')]\n```", 1, 1),
+        ("`clock(zone='UTC')`", 1, 1),
         ('```json\n[{"name": "clock", "arguments": {"zone": "UTC"}}]\n```', 1, 1),
         ('{"name": "clock", "arguments": {"zone": "UTC"}}', 1, 1),
         ('{"name": "clock", "parameters": {"zone": "UTC"}}', 1, 1),
@@ -216,6 +217,7 @@ def test_any_call_is_right():
     [
         ({"functions": None}, "functions=None"),
         ({"functions": [{"name": 3}]}, "functions={'name': 3}"),
+        ({"functions": [{"name": "f", "parameters": {"required": [[]]}}]}, "functions="),
         ({"functions": [{"name": "f", "parameters": {"properties": [1]}}]}, "functions="),
         ({"ground_truth": "f"}, "ground_truth='f'"),
         ({"ground_truth": [{"clok": {}}]}, "did you mean 'clock'"),
@@ -232,6 +234,9 @@ def test_bad_rows(change, said):
     unknown = {"name": "f", "parameters": {"properties": {"a": {"type": "strin"}}}}
     verdict = verify("", [{"f": {"a": [1]}}], [unknown])
     assert verdict.status == "error" and "did you mean 'string'" in verdict.detail
+    odd = {"name": "f", "parameters": {"properties": {"a": {"type": {"b": 1}}}, "required": ["a"]}}
+    verdict = verify("", [{"f": {"a": [1]}}], [odd])
+    assert verdict.status == "error" and "type={'b': 1}" in verdict.detail
     verdict = base.verify("tool_call", "", "", {"functions": [CLOCK]})
     assert verdict.status == "error" and "ground_truth is missing" in verdict.detail
 

@@ -14,7 +14,7 @@ import ast
 import builtins
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlvr import types
@@ -90,6 +90,12 @@ def audit_code(program: str, payload: Mapping[str, Any]) -> dict[str, float]:
         "hides_code": conduct.hides_code(),
     }
     return _as_parts(found)
+
+
+def audit_sources(sources: Sequence[str], payload: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the flags of `audit_code` that any of several texts raises: which is the program is decided later."""
+    found = [audit_code(source, payload) for source in sources] or [_as_parts(dict.fromkeys(CODE_FLAGS, False))]
+    return {name: max(parts[name] for parts in found) for name in found[0]}
 
 
 def _as_parts(found: Mapping[str, bool]) -> dict[str, float]:

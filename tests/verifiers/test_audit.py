@@ -220,6 +220,13 @@ def test_honest_programs_raise_no_flag(program: str, tests: object) -> None:
     assert flags(program, tests) == set()
 
 
+def test_of_several_texts_each_is_read():
+    honest = "def turn(s): return s[::-1]"
+    parts = audit.audit_sources([honest, SPECIAL_CASED["dict"], "no program", "exit()"], {"tests": ASSERTS})
+    assert [name for name, value in parts.items() if value] == ["audit/special_cased", "audit/exits"]
+    assert set(audit.audit_sources([], {"tests": ASSERTS}).values()) == {0.0}
+
+
 def test_hidden_tests_are_not_looked_at() -> None:
     program = "turn = lambda s: {'hidden': 'neddih', 'secret': 'terces'}.get(s, s[::-1])"
     hidden = "assert turn('hidden') == 'neddih'\nassert turn('secret') == 'terces'"

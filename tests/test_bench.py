@@ -15,16 +15,33 @@ from tests.tiny import ROOT, environment
 STEP = (
     "--step_prompts=2", "--step_samples=4", "--step_prompt_tokens=6", "--step_new_tokens=8", "--step_micro_rows=4"
 )  # fmt: skip
-ROLLOUT = ("--rollout_requests=4", "--rollout_prompt_tokens=9", "--rollout_new_tokens=5")
+ROLLOUT = ("--rollout_requests=5", "--rollout_prompt_tokens=9", "--rollout_page_tokens=4")
 
-# bench, its flags, and figures of its result that must be positive.
+# What is run: bench, its flags, and figures of its result that must be positive.
 RUNS = {
-    "moe": (("--moe_tokens=64", "--moe_dim=32", "--moe_hidden=16", "--moe_backends=auto"), ("gemm_gflops",)),
-    "rollout": (ROLLOUT, ("tokens_per_s", "gemm_gflops", "fraction_of_gemm", "fraction_of_bandwidth", "peak_gb")),
-    "step": (STEP, ("step_s", "first_step_s", "rollout_s", "update_s", "gemm_gflops", "fraction_of_gemm", "peak_gb")),
-    "checkpoint": ((), ("blocked_s", "durable_s", "restore_s", "save_gb_per_s", "plain_gb_per_s")),
-    "compile": (STEP, ("programs", "trace_s", "lower_s", "compile_s")),
-    "verify": (("--verify_items=8",), ("verdicts_per_s_per_core", "bare_verdicts_per_s", "times_bare")),
+    "moe": (
+        ("moe", "--moe_tokens=64", "--moe_dim=32", "--moe_hidden=16", "--moe_backends=auto"),
+        ("gemm_gflops",),
+    ),
+    "rollout": (
+        ("rollout", *ROLLOUT, "--rollout_new_tokens=5"),
+        ("tokens_per_s", "gemm_gflops", "fraction_of_gemm", "fraction_of_bandwidth", "peak_gb"),
+    ),
+    "long tail": (
+        ("rollout", "--rollout_mode=tail", *ROLLOUT, "--rollout_slots=3", "--rollout_longest=20"),
+        ("tokens_per_s", "occupancy", "cache_bytes_per_token", "fraction_of_gemm"),
+    ),
+    "groups": (
+        ("rollout", "--rollout_mode=groups", *ROLLOUT, "--rollout_samples=3"),
+        ("call_s", "repeated_call_s", "gemm_gflops"),
+    ),
+    "step": (
+        ("step", *STEP),
+        ("step_s", "first_step_s", "rollout_s", "update_s", "gemm_gflops", "fraction_of_gemm", "peak_gb"),
+    ),
+    "checkpoint": (("checkpoint",), ("blocked_s", "durable_s", "restore_s", "save_gb_per_s", "plain_gb_per_s")),
+    "compile": (("compile", *STEP), ("programs", "trace_s", "lower_s", "compile_s")),
+    "verify": (("verify", "--verify_items=8"), ("verdicts_per_s_per_core", "bare_verdicts_per_s", "times_bare")),
 }
 
 
@@ -36,13 +53,16 @@ def bench(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_last_line_of_a_bench_is_its_result(name: str) -> None:
-    flags, positive = RUNS[name]
-    done = bench(name, *flags)
+    arguments, positive = RUNS[name]
+    done = bench(*arguments)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().splitlines()
     result = json.loads(lines[-1])
-    assert len(lines) > 2 and result["bench"] == name
+    assert len(lines) > 2 and result["bench"] == arguments[0]
     assert all(result[figure] > 0 for figure in positive), result
+    if name == "long tail":
+        assert result["wanted_tokens"] == sum(workload.tail_lengths(5, 64, 20)) and result["occupancy"] <= 1
+        assert result["cache_bytes_per_token"] >= result["token_bytes"] == 2 * 2 * 8 * 4  # key and value, K, h, bytes
 
 
 def test_an_unknown_bench_is_refused_by_name() -> None:

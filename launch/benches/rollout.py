@@ -135,15 +135,10 @@ def bench_tail(config: PolicyConfig, make_engine: MakeEngine) -> dict[str, Any]:
     needed = rows * flops.prompt_flops(config, prompt)
     needed += sum(flops.sequence_flops(config, prompt, length) for length in lengths)
     held = stats.most_pages * stats.page_bytes
-    print(
-        f"{'rows':>6}{'slots':>7}{'wanted':>8}{'s':>10}{'tokens/s':>12}{'occupancy':>11}{'of GEMM':>10}{'B/token':>10}"
-    )
-    share, per_token = needed / took / ceiling, held / stats.most_tokens
-    rate = sum(lengths) / took
-    print(
-        f"{rows:6}{engine.config.slots:7}{sum(lengths):8}{took:10.3f}{rate:12.1f}{stats.occupancy:11.3f}{share:10.3f}"
-        f"{per_token:10.0f}"
-    )
+    share, per_token, rate = needed / took / ceiling, held / stats.most_tokens, sum(lengths) / took
+    print(f"{rows} completions of {sum(lengths)} tokens through {engine.config.slots} slots")
+    print(f"{'s':>10}{'tokens/s':>12}{'occupancy':>12}{'of GEMM':>10}{'bytes/token':>14}")
+    print(f"{took:10.3f}{rate:12.1f}{stats.occupancy:12.3f}{share:10.3f}{per_token:14.0f}")
     return {
         "tokens_per_s": rate,
         "seconds": seconds["rollout"].tolist(),

@@ -5,11 +5,12 @@
     .venv/bin/python scripts/peers/compare.py --parts tail --tail_batches 0
     .venv/bin/python scripts/peers/compare.py --ours step=--step_micro_rows=16 --ours rollout=--rollout_decode_steps=16
 
-Parts: rollout, tail, step (see `jobs.py` for what a peer does, `launch/benches` for ours) and groups (ours alone: shared
-prompts against repeated ones). Each measurement is a process of its own; the order is turned round every round, and a
-ratio is taken within a round. In `tail` the peers run only the first `tail_batches` of their static batches: the rate at
-which they decode is scaled by the share of wanted tokens in all batches over that in the measured ones. A contestant
-that fails is reported and left out. Prints a table a part and, as the last line, JSON; progress goes to stderr.
+Parts: rollout, tail, step (see `jobs.py` for what a peer does, `launch/benches` for ours) and groups (ours alone:
+shared prompts against repeated ones). Each measurement is a process of its own; the order is turned round every round,
+and a ratio is taken within a round. In `tail` the peers run only the first `tail_batches` of their static batches: the
+rate at which they decode is scaled by the share of wanted tokens in all batches over that in the measured ones. A
+contestant that fails is reported and left out. Prints a table a part and, as the last line, JSON; progress goes to
+stderr.
 """
 
 from __future__ import annotations

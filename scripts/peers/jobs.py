@@ -60,18 +60,28 @@ def main(peer: str, description: str, jobs: Mapping[str, Job]) -> None:
 
 def tail_batches(arguments: argparse.Namespace) -> list[list[int]]:
     """Returns the wanted lengths of each static batch that is to be measured."""
+    return all_batches(arguments)[: arguments.batches or None]
+
+
+def all_batches(arguments: argparse.Namespace) -> list[list[int]]:
+    """Returns the wanted lengths of each static batch."""
     lengths = workload.tail_lengths(arguments.completions, arguments.mean, arguments.longest)
-    batches = [list(batch) for batch in workload.in_batches(lengths, arguments.rows)]
-    return batches[: arguments.batches or None]
+    return [list(batch) for batch in workload.in_batches(lengths, arguments.rows)]
 
 
-def tail_result(batches: list[list[int]], seconds: float, first_s: float) -> dict[str, Any]:
+def occupancy(batches: list[list[int]]) -> float:
+    """Returns the share of the decoded tokens that were wanted."""
+    return sum(map(sum, batches)) / sum(len(batch) * max(batch) for batch in batches)
+
+
+def tail_result(arguments: argparse.Namespace, seconds: float, first_s: float) -> dict[str, Any]:
     """Returns the result of a long-tail job: what was wanted, and what the static batches decoded for it."""
+    batches = tail_batches(arguments)
     wanted = sum(map(sum, batches))
-    decoded = sum(len(batch) * max(batch) for batch in batches)
     return {
         "tokens_per_s": wanted / seconds,
-        "occupancy": wanted / decoded,
+        "occupancy": occupancy(batches),
+        "occupancy_of_all": occupancy(all_batches(arguments)),
         "wanted_tokens": wanted,
         "batches": len(batches),
         "seconds": seconds,

@@ -98,7 +98,7 @@ def tail(arguments: Namespace, shape: workload.Shape) -> dict[str, Any]:
         began = time.perf_counter()
         sample(model, prompts[start : start + len(batch)], max(batch))
         seconds.append(time.perf_counter() - began)
-    return jobs.tail_result(batches, sum(seconds[1:]), seconds[0])
+    return jobs.tail_result(arguments, sum(seconds[1:]), seconds[0])
 
 
 def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

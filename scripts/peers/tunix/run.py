@@ -147,7 +147,7 @@ def tail(arguments: Namespace, shape: workload.Shape) -> dict[str, Any]:
         began = time.perf_counter()
         sample(sampler, prompts[start : start + len(batch)], arguments, arguments.longest, i)
         seconds.append(time.perf_counter() - began)
-    return jobs.tail_result(batches, sum(seconds[1:]), seconds[0])
+    return jobs.tail_result(arguments, sum(seconds[1:]), seconds[0])
 
 
 def step(arguments: Namespace, shape: workload.Shape) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rlvr import errors, types
-from rlvr.verifiers import combine, length, plain, reasoning, regex, repetition, schema, tool_call
+from rlvr.verifiers import code, combine, length, plain, reasoning, regex, repetition, schema, tool_call
 from rlvr.verifiers import format as tags
 from rlvr.verifiers import math as math_equivalence
 from rlvr.verifiers.instructions import text as instruction_texts
@@ -43,13 +43,14 @@ VERIFIERS: dict[str, Verifier] = {
     "overlong": length.verify_overlong,
     "repetition": repetition.verify_repetition,
     "combine": _verify_combine,
+    "code": code.verify_code,
 }
 
 
 def _warm_up_components() -> None:
-    """Warms up whatever a row may name: rows are not known yet."""
+    """Warms up whatever a row may name: rows are not known yet. A sandbox is started by the first row that needs it."""
     for name, function in _WARM_UPS.items():
-        if name != "combine":
+        if name not in ("combine", "code"):
             function()
 
 
@@ -60,6 +61,7 @@ _WARM_UPS: dict[str, Callable[[], None]] = {
     "json_schema": schema.warm_up,
     "combine": _warm_up_components,
     "instructions": instruction_texts.warm_up,
+    "code": code.warm_up,
 }
 
 _MAX_DETAIL = 500

@@ -20,6 +20,7 @@ from typing import Any
 from rlvr import errors, types
 from rlvr.verifiers import base
 from rlvr.verifiers.process import WorkerDied, WorkerProcess, WorkerStartError
+from rlvr.verifiers.sandbox import levels
 
 _START_ATTEMPTS = 3
 
@@ -32,17 +33,26 @@ class VerifierConfig:
         workers: number of worker processes.
         timeout_s: wall-clock seconds that one item may take, from dispatch to its verdict.
         memory_gb: GiB of address space of one worker (Linux only).
+        sandbox: the level that programs run at: "auto" takes the safest that works; "bubblewrap", "landlock", and
+            "unsafe", which nothing takes by itself. See `sandbox.levels`.
+        program_memory_mb: MiB of address space of one program.
     """
 
     workers: int = 2
     timeout_s: float = 5.0
     memory_gb: float = 4.0
+    sandbox: str = "auto"
+    program_memory_mb: int = 1024
 
     def validate(self) -> None:
         """Raises ConfigError naming the field that cannot work."""
         errors.check_between("verifiers.workers", self.workers, 1, 1024)
-        errors.check_between("verifiers.timeout_s", self.timeout_s, 0.01, 3600)
         errors.check_between("verifiers.memory_gb", self.memory_gb, 0.5, 1024)
+        self.program_limits().validate()
+
+    def program_limits(self) -> levels.Limits:
+        """Returns what a sandboxed program may use."""
+        return levels.Limits(self.sandbox, self.timeout_s, self.program_memory_mb)
 
 
 @dataclasses.dataclass
@@ -192,7 +202,7 @@ class VerifierPool:
             self._drop(slot)
 
     def _start(self, slot: int) -> WorkerProcess:
-        worker = WorkerProcess(self._verifiers, self._config.memory_gb)
+        worker = WorkerProcess(self._verifiers, self._config.memory_gb, self._config.program_limits())
         with self._lock:
             self._workers[slot] = worker
             if self._closed:  # `_stop` did not see this one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import selectors
@@ -11,6 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+
+from rlvr.verifiers.sandbox import levels
 
 # How often a silent worker is checked for being alive: a child it forked can hold its pipes open beyond its
 # death.
@@ -42,9 +45,9 @@ class WorkerDied(RuntimeError):
 class WorkerProcess:
     """A running `rlvr.verifiers.worker`, in a session of its own. Used by one thread, apart from `kill`."""
 
-    def __init__(self, verifiers: Sequence[str], memory_gb: float) -> None:
+    def __init__(self, verifiers: Sequence[str], memory_gb: float, limits: levels.Limits) -> None:
         # -P: a math.py in the current folder must not stand in for the standard one.
-        options = [f"--memory_gb={memory_gb}", *verifiers]
+        options = [f"--memory_gb={memory_gb}", f"--limits={json.dumps(dataclasses.asdict(limits))}", *verifiers]
         command = [sys.executable, "-P", "-m", "rlvr.verifiers.worker", *options]
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(

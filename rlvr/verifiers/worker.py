@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
+import glob
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlvr.verifiers import base
+from rlvr.verifiers.sandbox import current, levels
 
 _PR_SET_PDEATHSIG = 1
 
@@ -28,10 +30,14 @@ _PR_SET_PDEATHSIG = 1
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rlvr.verifiers.worker")
     parser.add_argument("--memory_gb", type=float, default=4.0, help="address space limit in GiB")
+    parser.add_argument(
+        "--limits", type=json.loads, default={}, help="of programs: the fields of levels.Limits as JSON"
+    )
     parser.add_argument("verifiers", nargs="*", help="verifiers to load before the first item")
     flags = parser.parse_args(arguments)
     requests, replies = _take_protocol()
     _limit_process(flags.memory_gb)
+    current.configure(levels.Limits(**flags.limits))
     for name in flags.verifiers:
         try:
             base.warm_up(name)
@@ -79,13 +85,22 @@ def _limit_process(memory_gb: float) -> None:
 
 
 def _has_children() -> bool:
-    """Whether processes started by the verifier still run; reaps those that ended."""
+    """Whether processes started by the verifier still run, the sandbox's own apart; reaps those that ended."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     except ChildProcessError:
         return False
-    return True
+    own = current.pids()
+    return not own or bool(_list_children() - own)
+
+
+def _list_children() -> set[int]:
+    found: set[int] = set()
+    for path in glob.glob("/proc/self/task/*/children"):
+        with open(path) as file:
+            found.update(map(int, file.read().split()))
+    return found
 
 
 def _send(replies: io.BufferedWriter, message: dict[str, Any]) -> None:

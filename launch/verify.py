@@ -44,6 +44,8 @@ _WORKERS = flags.DEFINE_integer("workers", len(os.sched_getaffinity(0)), "Worker
 _TIMEOUT = flags.DEFINE_float("timeout_s", VerifierConfig.timeout_s, "Seconds that one row may take.")
 _MEMORY = flags.DEFINE_float("memory_gb", VerifierConfig.memory_gb, "GiB of address space of one worker.")
 
+_UNSAFE = flags.DEFINE_bool("unsafe", False, "code: run programs without a sandbox. They can do whatever you can.")
+
 # How far ahead of the oldest unfinished row others are verified: a row that takes seconds must not hold up thousands
 # that take milliseconds, and memory must stay bounded.
 _AHEAD_ROWS = 4096
@@ -62,7 +64,8 @@ class _Pending(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Verifies every row that has no verdict yet."""
     del argv
-    config = VerifierConfig(_WORKERS.value, _TIMEOUT.value, _MEMORY.value)
+    sandbox = "unsafe" if _UNSAFE.value else "auto"
+    config = VerifierConfig(_WORKERS.value, _TIMEOUT.value, _MEMORY.value, sandbox)
     config.validate()
     base.check_names([_VERIFIER.value])
     source = Input(Path(_INPUT.value))

@@ -44,6 +44,35 @@ class TestAdd(unittest.TestCase):
 if __name__ == "__main__":
     unittest.main()
 """
+PRINTS = "def f(n):\n    print('hi', n)"
+CAPTURES = """
+import io, contextlib
+out = io.StringIO()
+with contextlib.redirect_stdout(out):
+    f(1)
+assert out.getvalue() == 'hi 1\\n'
+"""
+RAISES = "class E(ValueError): pass\ndef f():\n    raise E('no')"
+CATCHES = """
+try:
+    f()
+    assert False
+except E as error:
+    assert isinstance(error, ValueError) and str(error) == 'no'
+"""
+STACK = """
+class Stack:
+    def __init__(self): self.items = []
+    def push(self, x): self.items.append(x)
+    def __len__(self): return len(self.items)
+"""
+NODE = "import dataclasses\n@dataclasses.dataclass\nclass Node:\n    value: int\n    next: object = None"
+TREE = """
+class Tree:
+    def __init__(self, value): self.value, self.left = value, None
+def depth(node): return 1 + depth(node.left) if node else 0
+"""
+EQUAL_TO_ALL = "class A:\n    def __eq__(self, other): return True\ndef add(a, b): return A()"
 CASES = [{"input": "1 2\n", "output": "3\n"}, {"input": "5 5", "output": "10"}]
 READ_AND_ADD = "a, b = map(int, input().split())\nprint(a + b)\n"
 
@@ -71,14 +100,15 @@ READ_AND_ADD = "a, b = map(int, input().split())\nprint(a + b)\n"
         ("def f(n):\n    yield from range(n)", "assert list(f(3)) == [0, 1, 2]\nassert next(f(3)) == 0", {}),
         ("def f(g, xs):\n    return [g(x) for x in xs]", "assert f(lambda x: x * 2, [1, 2]) == [2, 4]", {}),
         ("def f(n):\n    return lambda x: x + n", "assert f(3)(4) == 7", {}),
-        ("def f(n):\n    print('hi', n)", "import io, contextlib\nout = io.StringIO()\nwith contextlib.redirect_stdout(out):\n    f(1)\nassert out.getvalue() == 'hi 1\\n'", {}),
-        ("class E(ValueError): pass\ndef f():\n    raise E('no')", "try:\n    f()\n    assert False\nexcept E as e:\n    assert str(e) == 'no'", {}),
-        ("from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(): return P(1, 2)", "assert f() == (1, 2)", {}),
-        ("class Stack:\n    def __init__(self): self.items = []\n    def push(self, x): self.items.append(x)\n    def __len__(self): return len(self.items)", "s = Stack()\ns.push(3)\nassert len(s) == 1\nassert s.items == [3]", {}),
         ("def f(n):\n    return 10 ** n", "assert f(6000) == 10 ** 6000", {}),
-        ("def f(root):\n    return root.value + (f(root.next) if root.next else 0)", "assert f(Node(1, Node(2))) == 3", {"setup": "class Node:\n    def __init__(self, value, next=None):\n        self.value, self.next = value, next"}),
-        ("def f(root):\n    return Node(2, root)", "assert f(Node(1)).next.value == 1\nassert f(Node(1)) == Node(2, Node(1))", {"setup": "import dataclasses\n@dataclasses.dataclass\nclass Node:\n    value: int\n    next: object = None"}),
-        ("class Node:\n    def __init__(self, v): self.v, self.left = v, None\ndef depth(n): return 1 + depth(n.left) if n else 0", "assert depth(root) == 2", {"setup": "root = Node(1)\nroot.left = Node(2)"}),
+        (PRINTS, CAPTURES, {}),
+        (RAISES, CATCHES, {}),
+        ("from collections import namedtuple\ndef f(): return namedtuple('P', 'x y')(1, 2)", "assert f() == (1, 2)", {}),
+        (STACK, "s = Stack()\ns.push(3)\nassert len(s) == 1\nassert s.items == [3]", {}),
+        ("def f(n):\n    return n.value + (f(n.next) if n.next else 0)", "assert f(Node(1, Node(2))) == 3", {"setup": NODE}),
+        ("def f(n):\n    return Node(2, n)", "assert f(Node(1)) == Node(2, Node(1))", {"setup": NODE}),
+        ("def f(n):\n    n.next = Node(5)", "n = Node(1)\nf(n)\nassert n.next.value == 5", {"setup": NODE}),
+        (TREE, "assert depth(root) == 2", {"setup": "root = Tree(1)\nroot.left = Tree(2)"}),
     ],
 )  # fmt: skip
 def test_right_programs(completion, tests, payload):
@@ -102,7 +132,7 @@ def test_right_programs(completion, tests, payload):
         ("```\nLet me think: (((\n```", CASES, {}, "unparsed", 0),
         (f"<think>\n```python\n{ADD}```", ADD_ASSERTS, {}, "unparsed", 0),
         (f"<think>\n```python\n{ADD}```</think>I cannot.", ADD_ASSERTS, {}, "unparsed", 0),
-        ("class A:\n    def __eq__(self, other): return True\ndef add(a, b): return A()", "assert add(1, 2) == add(2, 1)", {}, "refused", 0),
+        (EQUAL_TO_ALL, "assert add(1, 2) == add(2, 1)", {}, "refused", 0),
     ],
 )  # fmt: skip
 def test_other_programs(completion, tests, payload, status, passed):

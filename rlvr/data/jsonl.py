@@ -1,6 +1,6 @@
 """The user's own tasks, from JSON Lines.
 
-A row has the texts "prompt" and "answer", and may have
+A row has the texts "prompt" and "answer" (which only verifiers that compare with one need), and may have
     "verifier": a key of `rlvr.verifiers.base.VERIFIERS`, or "package.module:function"; default "numeric"
         where the answer is a number, else "exact";
     "task": name of the task, default the set's label;
@@ -23,6 +23,7 @@ from rlvr.data import rows, tasks
 from rlvr.data.config import TaskSetConfig, check_options
 
 FIELDS = ("prompt", "answer", "verifier", "task", "system", "demonstration", "payload", "id")
+_COMPARING = (None, "exact", "numeric", "math", "choice", "f1")
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 
 
@@ -70,7 +71,7 @@ def _make_task(config: TaskSetConfig, path: Path, number: int, row: dict[str, An
                 f"{path}, line {number}: the field {name!r} is not known{errors.nearest(name, FIELDS)} "
                 f"(accepted: {', '.join(FIELDS)})"
             )
-    answer = rows.read_text(path, number, row, "answer")
+    answer = rows.read_text(path, number, row, "answer", None if row.get("verifier") in _COMPARING else "")
     payload = row.get("payload", {})
     if not isinstance(payload, dict):
         raise errors.DataError(

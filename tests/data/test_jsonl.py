@@ -101,3 +101,13 @@ def test_not_utf8(tmp_path):
 def test_options_are_refused(tmp_path):
     with pytest.raises(errors.ConfigError, match=r"options\['verifier'\] is not known \(accepted: none\)"):
         make(tmp_path, options={"verifier": "exact"})
+
+
+def test_verifiers_that_compare_with_nothing_need_no_answer(tmp_path):
+    row = {"prompt": "Say it as JSON.", "verifier": "json_schema", "payload": {"schema": {"type": "object"}}}
+    write(tmp_path / "train.jsonl", row)
+    (task,) = make(tmp_path)
+    assert (task.answer, task.verifier, task.payload["schema"]) == ("", "json_schema", {"type": "object"})
+    write(tmp_path / "train.jsonl", row | {"verifier": "math"})
+    with pytest.raises(errors.DataError, match="the field 'answer' is missing"):
+        make(tmp_path)

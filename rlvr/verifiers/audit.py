@@ -147,7 +147,7 @@ def audit_answer(completion: str) -> dict[str, float]:
 def _normalise(answer: str) -> str:
     """Returns an answer without what is written differently for the same value."""
     answer = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", answer)
-    number = numerals.parse_number(answer)
-    if number is not None:
-        return str(number)
+    quantity = numerals.parse_quantity(answer)
+    if quantity is not None:
+        return str(quantity.value)
     return _MARKS.sub("", answer).rstrip(".").casefold()

@@ -1,64 +1,43 @@
-"""Mathematical equivalence, by math-verify (sympy).
-
-Its own time limits are switched off: they rest on SIGALRM, which does not interrupt native code, and the pool
-has a limit that does. So never call this outside a worker on text that a policy wrote.
-"""
+"""Mathematical equivalence of an answer with the gold answer; see `equivalence` for what counts as the same."""
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from rlvr import types
-from rlvr.verifiers.judge import judge
-
-_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
+from rlvr.verifiers import answers, equivalence, extract, symbolic
+from rlvr.verifiers.judge import check_reference, judge
 
 
 def warm_up() -> None:
     """Imports math-verify and builds its grammar, which takes seconds."""
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
-    verify_math("\\boxed{\\frac{1}{2}}", "0.5", {"answer_format": "boxed"})
+    symbolic.warm_up()
+    verify_math("\\boxed{\\sqrt{8} + x}", "x + 2\\sqrt{2}", {"answer_format": "boxed"})
 
 
 def verify_math(completion: str, reference: str, payload: Mapping[str, Any]) -> types.Verdict:
     """Right if the answer is mathematically equivalent to the reference (LaTeX or plain notation).
 
-    Raises:
-        ValueError: the reference cannot be read as mathematics.
-    """
-    import math_verify  # seconds to import: only workers that need it pay
+    Args:
+        completion: what the policy wrote.
+        reference: the gold answer; where it holds a box, its boxes are it, and where it ends in "#### x", x is.
+        payload: may carry "answer_format"; see `judge`.
 
-    wanted = _read(reference)
-    if not wanted:
-        raise ValueError(f"the reference answer {reference!r} cannot be read as mathematics")
+    Raises:
+        DataError: the reference is empty.
+    """
+    gold = read_gold(check_reference(reference))
 
     def score_answer(answer: str) -> float | None:
-        # Words would be read as products of letters, in which \text{Evelyn} and Evelyn differ.
-        if _plain_text(answer) == _plain_text(reference):
-            return 1.0
-        found = _read(answer)
-        return float(math_verify.verify(wanted, found, timeout_seconds=None)) if found else None
+        if len(answer) > answers.MAX_CHARACTERS:
+            return None
+        return float(equivalence.equal(gold, answer))
 
-    return judge(completion, reference, payload, score_answer)
+    return judge(completion, gold, payload, score_answer)
 
 
-def _read(answer: str) -> list[Any]:
-    """Parses an answer; the box tells math-verify that all of it is one, whichever notation it is in."""
-    import math_verify
-
-    return math_verify.parse(f"\\boxed{{{_strip_math_marks(answer)}}}", parsing_timeout=None)
-
-
-def _strip_math_marks(answer: str) -> str:
-    answer = answer.strip()
-    for left, right in (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$")):
-        if len(answer) > len(left) + len(right) and answer.startswith(left) and answer.endswith(right):
-            return answer[len(left) : -len(right)].strip()
-    return answer
-
-
-def _plain_text(answer: str) -> str:
-    return " ".join(_TEXT.sub(r" \1 ", _strip_math_marks(answer)).casefold().split())
+def read_gold(reference: str) -> str:
+    """Returns the answer that a reference gives: itself, or what it marks as its answer."""
+    marked = extract.extract_strict(reference, None, marks=("boxed", "hash"))
+    return marked[0] if marked else reference.strip()

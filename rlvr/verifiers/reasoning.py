@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlvr import errors, types
+from rlvr.verifiers import extract
 from rlvr.verifiers.judge import judge
 
 
@@ -52,7 +53,7 @@ def verify_reasoning_gym(completion: str, reference: str, payload: Mapping[str, 
                 ) from error
             return None
 
-    return judge(completion, reference or str(oracle or ""), payload, score_answer)
+    return judge(completion, reference or str(oracle or ""), payload, score_answer, marks=extract.MARKUP)
 
 
 def _read_object(payload: Mapping[str, Any], field: str, default: dict[str, Any] | None = None) -> dict[str, Any]:

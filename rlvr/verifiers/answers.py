@@ -155,8 +155,9 @@ def _parse_group(text: str, squeezed: str, depth: int) -> Answer | None:
         return _parse(inside, depth + 1)
     pieces = latex.split(inside, (",", ";"))
     if opening != "\\{" and len(pieces) == 1:
-        inner = _parse(inside, depth + 1) if opening == "(" and closing == ")" else None
-        return inner if inner is not None and inner.kind in ("words", "matrix") else None  # else a product's factor
+        inner = _parse(inside, depth + 1)
+        whole = inner.kind == "matrix" or (inner.kind == "words" and (opening, closing) == ("(", ")"))
+        return inner if whole else None  # else brackets of an expression
     if not all(pieces) or len(pieces) > _MAX_ITEMS:
         return Answer("verbatim", squeezed)
     items = tuple(_parse(piece, depth + 1) for piece in pieces)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rlvr import errors, types
-from rlvr.verifiers import code, combine, length, plain, reasoning, regex, repetition, schema, tool_call
+from rlvr.verifiers import choice, code, combine, f1, length, plain, reasoning, regex, repetition, schema, tool_call
 from rlvr.verifiers import format as tags
 from rlvr.verifiers import math as math_equivalence
 from rlvr.verifiers.instructions import text as instruction_texts
@@ -33,6 +33,8 @@ VERIFIERS: dict[str, Verifier] = {
     "exact": plain.verify_exact,
     "numeric": plain.verify_numeric,
     "math": math_equivalence.verify_math,
+    "choice": choice.verify_choice,
+    "f1": f1.verify_f1,
     "reasoning_gym": reasoning.verify_reasoning_gym,
     "instructions": instructions.verify_instructions,
     "tool_call": tool_call.verify_tool_call,

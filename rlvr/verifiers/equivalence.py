@@ -2,8 +2,8 @@
 
 Decided in this order, each step cheaper than the next: the texts are equal; both are quantities (exact rational
 numbers with percent, currency, units); both have the same structure, part by part; two expressions have the same
-value, exactly or to 50 digits, at fixed values of their symbols. Only what has no structure that `answers` knows goes
-to math-verify (`symbolic`), and only if it is small.
+value, exactly or to 50 digits, at fixed values of their symbols. Only where the gold answer has no structure that
+`answers` knows, or the answer is a sum or product of matrices, math-verify is asked (`symbolic`), if both are small.
 
 The comparison is not symmetric in one thing: the gold answer says what is asked. Where it is an equation that is no
 plain assignment, the answer must be an equation too.
@@ -56,9 +56,15 @@ def _equal_in_another_reading(gold: str, answer: str) -> bool:
 
 
 def _equal_symbolically(gold: Answer, answer: Answer) -> bool:
-    if "verbatim" not in (gold.kind, answer.kind) or "words" in (gold.kind, answer.kind):
+    """Asks math-verify about what has no structure here: sums of matrices, and golds that `answers` cannot read.
+
+    Never about lists and tuples: it reads -(1, 2) and 3(1, 2) as (1, 2).
+    """
+    if answer.kind == "words" or "verbatim" not in (gold.kind, answer.kind):
         return False
-    return symbolic.equal(gold.text, answer.text)
+    if gold.kind == "matrix":
+        return "\\begin" in answer.text and symbolic.equal(gold.text, answer.text)
+    return gold.kind == "verbatim" and "," not in gold.text + answer.text and symbolic.equal(gold.text, answer.text)
 
 
 def _same(gold: Answer, answer: Answer) -> bool:

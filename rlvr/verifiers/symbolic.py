@@ -16,7 +16,7 @@ _MAX_WORDS = 2  # of three letters and more, that no backslash makes a command
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 # Each makes a small text a large value or a long search.
 _GROWING = re.compile(
-    r"\d{16}|!|\^[^^]{0,80}\^|\*\s*\*|\\(?:sum|prod|int|iint|oint|lim|binom)(?![A-Za-z])|\^\s*\{?\s*-?\s*\d{3}|__|\\x|import"
+    r"\d{16}|!|\d\s*_|\^[^^]{0,80}\^|\*\s*\*|\\(?:sum|prod|int|iint|oint|lim|binom)(?![A-Za-z])|\^\s*\{?\s*-?\s*\d{3}|__|\\x|import"
 )
 
 

@@ -103,7 +103,7 @@ def test_forgotten_carries_spoil_only_problems_with_a_carry_and_only_the_share_a
 @pytest.mark.parametrize("answer_format", extract.ANSWER_FORMATS)
 def test_demonstrations_are_in_the_format_that_is_rewarded(answer_format):
     task = make(train_size=3, answer_format=answer_format, instruction="Answer briefly.", system="Be exact.")[2]
-    assert extract.extract_strict(task.demonstration, answer_format) == task.answer
+    assert extract.extract_strict(task.demonstration, answer_format) == (task.answer,)
     assert task.payload == {"answer_format": answer_format}
     assert task.prompt.endswith("=\nAnswer briefly.") and task.system == "Be exact."
 

@@ -1,6 +1,5 @@
-"""Strict and lenient extraction, and the reading of numbers."""
+"""Strict and lenient extraction."""
 
-import fractions
 import time
 
 import pytest
@@ -8,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlvr import errors, types
-from rlvr.verifiers import extract, numerals
+from rlvr.verifiers import extract
 from rlvr.verifiers.judge import judge
 
 # (format, completion, strict, lenient for a numeric reference)
@@ -16,7 +15,7 @@ CASES = [
     ("bare", " 42\n", "42", "42"),
     ("bare", "6 * 7 = 42", "6 * 7 = 42", "42"),
     ("bare", "The answer is 42.", "The answer is 42.", "42"),
-    ("bare", "**Answer:** 1,250 apples\nOr so. 3!", "**Answer:** 1,250 apples\nOr so. 3!", "1,250"),
+    ("bare", "**Answer:** 1,250 apples\nOr so. 3!", "**Answer:** 1,250 apples\nOr so. 3!", "1,250 apples"),
     ("bare", "  \n", None, None),
     ("bare", "<think>5 + 5 = 10</think>\n10", "10", "10"),
     ("bare", "first 3</think> no, 4</think>  5", "5", "5"),
@@ -25,7 +24,7 @@ CASES = [
     ("boxed", r"\boxed{\frac{3}{4}} as required", r"\frac{3}{4}", r"\frac{3}{4}"),
     ("boxed", r"\boxed{42} and then \boxed{43", None, "42"),
     ("boxed", r"Thus $x = \boxed{-7}$", "-7", "-7"),
-    ("boxed", r"\boxed{18 \text{ dollars}}", r"18 \text{ dollars}", "18"),
+    ("boxed", r"\boxed{18 \text{ dollars}}", r"18 \text{ dollars}", r"18 \text{ dollars}"),
     ("boxed", r"\boxed{}", None, r"\boxed{}"),  # no number anywhere: the last line
     ("boxed", "The final answer is $42$", None, "42"),
     ("boxed", "10 - 3 = 7, so 7 - 3 leaves 4", None, "4"),
@@ -42,6 +41,51 @@ CASES = [
 ]
 
 
+# (completion, readings where no format was asked for)
+UNTOLD = [
+    (r"<answer>1</answer> \boxed{42}", ("42",)),
+    ("<answer>42</answer> #### 1", ("42",)),
+    ("#### Steps\nThe answer is 42.", ("42",)),  # a heading
+    ("2 * 21 = 42\n#### 42", ("42",)),
+    ("**Final Answer**: $42$", ("42",)),
+    ("The answer is\n\n42", ("42",)),
+    ("The answer is 42 because 6 * 7 is.", ("42",)),
+    ("Answer: the largest $n$ is 34.", ("the largest $n$ is 34", "34")),
+    ("x = 42", ("x = 42",)),
+    ("2x", ("2x",)),
+    ("1, 2, 42", ("1, 2, 42",)),
+    ("We start with 3. She makes $18 a day.", ("$18",)),
+    ("Therefore $x \\geq 5$ is the solution.", ("x \\geq 5",)),
+    ("Thus\n\\[ x = 5 \\]\n", (" x = 5 ".strip(),)),
+    ("It is 41 or 42.", ("It is 41 or 42.",)),
+    ("It is 41 or $42$.", ("It is 41 or $42$.",)),
+    ("<think>It is 42.", ()),
+    (r"\boxed{42", ()),
+    (r"\boxed{\boxed{42}}", (r"\boxed{42}",)),
+    (r"\boxed 5", ("5",)),
+    (r"\\boxed{5}", ("5",)),  # escaped once too often
+    # several boxes
+    (r"\boxed{1} or \boxed{2}", ("1, 2",)),
+    (r"\boxed{1}, \boxed{2}", ("1, 2",)),
+    (r"$\boxed{1}$ and $\boxed{2}$", ("1, 2", "2")),
+    (r"\boxed{41}. No: \boxed{42}", ("42",)),
+    (r"\boxed{42}. Again, \boxed{42}", ("42",)),
+    (r"so \boxed{1} so \boxed{2} so \boxed{3} so \boxed{4}", ()),
+    (r"so \boxed{1}, \boxed{2}, \boxed{3}, \boxed{4}", ("1, 2, 3, 4",)),
+    ("The answer is 1. The answer is 2. The answer is 3. The answer is 4.", ()),
+    ("#### 1\n#### 2\n#### 3\n#### 4", ()),
+]
+
+
+@pytest.mark.parametrize(("text", "readings"), UNTOLD)
+def test_extraction_where_no_format_was_asked_for(text, readings):
+    assert extract.extract_strict(text, None) == readings
+
+
+def test_what_lies_far_before_the_end_is_no_answer():
+    assert extract.extract_strict("\\boxed{42}" + " x" * extract.MAX_CHARACTERS, "boxed") == ()
+
+
 def show(case):
     return f"{case[0]}:{case[1][:24]!r}"
 
@@ -49,7 +93,7 @@ def show(case):
 @pytest.mark.parametrize("case", CASES, ids=show)
 def test_extraction(case):
     answer_format, text, strict, lenient = case
-    assert extract.extract_strict(text, answer_format) == strict
+    assert extract.extract_strict(text, answer_format) == (() if strict is None else (strict,))
     assert extract.extract_lenient(text, answer_format, numeric=True) == lenient
 
 
@@ -68,7 +112,7 @@ def test_unknown_format():
 def test_many_unclosed_boxes_are_fast():
     text = "\\boxed{" * 20_000
     start = time.perf_counter()
-    assert extract.extract_strict(text, "boxed") is None
+    assert extract.extract_strict(text, "boxed") == ()
     assert extract.extract_lenient(text, "boxed", numeric=True) == text
     assert time.perf_counter() - start < 1
 
@@ -83,58 +127,8 @@ FRAGMENTS = st.lists(
 @given(FRAGMENTS, st.sampled_from(sorted(extract.ANSWER_FORMATS)), st.sampled_from(["42", "x", "-7", "", "3/4"]))
 def test_lenient_is_at_least_as_generous_as_strict(text, answer_format, reference):
     for numeric in (False, True):
-        if extract.extract_strict(text, answer_format) is not None:
+        if extract.extract_strict(text, answer_format):
             assert extract.extract_lenient(text, answer_format, numeric=numeric) is not None
-    payload = {"answer_format": answer_format}
-    verdict = judge(text, reference, payload, lambda answer: float(answer == reference))
+    verdict = judge(text, reference, {"answer_format": answer_format}, lambda answer: float(answer == reference))
     assert verdict.parts["lenient"] >= verdict.parts["strict"] == verdict.score
     assert verdict.status in types.STATUSES
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("42", 42),
-        (" -1,234.50 ", fractions.Fraction(-2469, 2)),
-        ("+.5", fractions.Fraction(1, 2)),
-        ("$18", 18),
-        ("-$18.00", -18),
-        ("\\$-18", -18),
-        ("$18$", 18),
-        ("\u22127", -7),
-        ("50%", 50),
-        ("50\\%", 50),
-        ("3 / 4", fractions.Fraction(3, 4)),
-        ("-\\frac{3}{4}", fractions.Fraction(-3, 4)),
-        ("1{,}000", 1000),
-        ("18.", 18),
-        ("2e3", 2000),
-        ("0.1", fractions.Fraction(1, 10)),
-        ("1,23", None),
-        ("1.234,5", None),
-        ("--5", None),
-        ("-$-5", None),
-        ("3/0", None),
-        ("1e99999", None),
-        ("18 dollars", None),
-        ("1 2", None),
-        ("nan", None),
-        ("inf", None),
-        ("\u0664\u0662", None),
-        ("", None),
-        ("9" * 5000, None),
-    ],
-)
-def test_parse_number(text, value):
-    assert numerals.parse_number(text) == value
-
-
-@given(st.integers(-(10**12), 10**12), st.integers(0, 6))
-def test_written_numbers_are_read_back(digits, places):
-    value = fractions.Fraction(digits, 10**places)
-    sign, plain = ("-" if value < 0 else ""), f"{abs(digits) // 10**places:,}"
-    decimals = f".{abs(digits) % 10**places:0{places}d}" if places else ""
-    written = f"{sign}{plain}{decimals}"
-    assert numerals.parse_number(written) == value
-    found = numerals.find_last_number(f"There were 12 of 5 kinds, so it is {written}, I believe.")
-    assert numerals.parse_number(found) == value

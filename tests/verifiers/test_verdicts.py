@@ -169,7 +169,7 @@ def test_an_error_of_the_verifiers_own_and_parts_without_a_value(misbehaving):
     [
         ("4", ["3", "4", "5"], "correct", 1, 1),
         ("6", ["3", "4"], "wrong", 0, 0),
-        ("it is 4", ["3", "4", "5"], "unparsed", 0, 1),
+        ("it is 3 or 4", ["3", "4", "5"], "unparsed", 0, 1),
         ("4", ["one", "4"], "correct", 1, 1),  # met in full: what the other would have said does not matter
         ("5", ["4", "one"], "error", None, None),  # perhaps right: nothing is known
         ("5", [], "error", None, None),

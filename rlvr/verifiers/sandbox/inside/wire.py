@@ -337,15 +337,18 @@ def _holds_lists(values: Any) -> bool:
     return not set(map(type, values)) <= {int, float, str, bool, type(None)}
 
 
-def update(old: Any, new: Any) -> Any:
+def update(old: Any, new: Any, seen: set[int] | None = None) -> Any:
     """Gives a mutable `old` the contents of `new`, in place where the two are of one kind; returns the result."""
     kind = type(old)
-    if kind is not type(new) or old is new:
-        return new
+    seen = set() if seen is None else seen
+    if kind is not type(new) or old is new or id(old) in seen:
+        return old if id(old) in seen else new
     if kind is list:
-        old[:] = [update(a, b) for a, b in zip(old, new, strict=False)] + new[len(old) :]
+        seen.add(id(old))
+        old[:] = [update(a, b, seen) for a, b in zip(old, new, strict=False)] + new[len(old) :]
     elif kind in (dict, collections.OrderedDict, collections.defaultdict, collections.Counter):
-        merged = {key: update(old[key], value) if key in old else value for key, value in new.items()}
+        seen.add(id(old))
+        merged = {key: update(old[key], value, seen) if key in old else value for key, value in new.items()}
         old.clear()
         old.update(merged)
     elif kind is set:
@@ -356,6 +359,12 @@ def update(old: Any, new: Any) -> Any:
     elif kind is collections.deque:
         old.clear()
         old.extend(new)
+    elif hasattr(old, "__dict__"):  # of a class that both sides have: nothing else that is read has one
+        seen.add(id(old))
+        before, after = vars(old), dict(vars(new))
+        merged = {name: update(before[name], value, seen) if name in before else value for name, value in after.items()}
+        before.clear()
+        before.update(merged)
     else:
         return new
     return old

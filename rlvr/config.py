@@ -87,7 +87,8 @@ class ExperimentConfig:
         seed: of all randomness but the data's (`data.seed`).
         steps: RL steps.
         checkpoint: policy folder (or a run's workdir) to start from; "" starts from a random policy over bytes.
-            With a checkpoint, the shape in `policy` is the checkpoint's; dtype, remat and moe_backend are the config's.
+            With a checkpoint, the shape in `policy` is the checkpoint's; dtype, remat, moe_backend and moe_exchange
+            are the config's.
         sample_interval: steps between those whose best and worst samples are kept for the report.
         Others: see the components.
     """
@@ -138,7 +139,7 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
     """
     if config.checkpoint:
         shape = read_policy_config(Path(config.checkpoint))
-        runtime = {name: getattr(config.policy, name) for name in ("dtype", "remat", "moe_backend")}
+        runtime = {name: getattr(config.policy, name) for name in ("dtype", "remat", "moe_backend", "moe_exchange")}
         config = dataclasses.replace(config, policy=dataclasses.replace(shape, **runtime))
     validate(config)
     return config

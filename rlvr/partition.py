@@ -42,6 +42,16 @@ def current_mesh() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def platform() -> str:
+    """Returns what the program is made for, "cpu", "gpu" or "tpu": the devices of the mesh set, else the default.
+
+    A program may be compiled for devices that are not here.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name: str = jax.default_backend() if device is None or device.platform is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins an activation to the sharding of its logical axes, where there is a mesh to split it over."""
     if current_mesh() is None:

@@ -13,6 +13,7 @@ NORM_PLACES = ("before", "after", "both")
 ACTIVATIONS = ("silu", "gelu", "clamped_silu")
 ROUTER_SCORES = ("softmax", "sigmoid")
 MOE_BACKENDS = ("auto", "blocked", "ragged", "dense")
+MOE_EXCHANGES = ("auto", "gather", "ragged")
 
 
 @dataclasses.dataclass
@@ -106,6 +107,8 @@ class PolicyConfig:
         dtype: type of the activations; parameters, router, norms and log-softmax stay float32.
         moe_backend: "auto" (by platform), "blocked" (sorted blocks), "ragged" (`jax.lax.ragged_dot`) or
             "dense" (every expert on every token: the oracle of the tests).
+        moe_exchange: how tokens reach experts on other shards: "auto" (by platform), "gather" (all-gather of tokens)
+            or "ragged" (`jax.lax.ragged_all_to_all`; TPU and GPU).
         remat: "none" or "block" (recompute each block's activations in the backward pass).
     """
 
@@ -149,6 +152,7 @@ class PolicyConfig:
     tied_head: bool = True
     dtype: str = "float32"
     moe_backend: str = "auto"
+    moe_exchange: str = "auto"
     remat: str = "none"
 
     def validate(self) -> None:
@@ -170,6 +174,7 @@ class PolicyConfig:
             "router_scores": ROUTER_SCORES,
             "dtype": ("float32", "bfloat16"),
             "moe_backend": MOE_BACKENDS,
+            "moe_exchange": MOE_EXCHANGES,
             "remat": ("none", "block"),
         }
         for name, accepted in choices.items():
@@ -181,6 +186,8 @@ class PolicyConfig:
                     raise errors.ConfigError(
                         f"policy.{name} names layer {layer}; there are layers 0 to {self.layers - 1}"
                     )
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise errors.ConfigError(f"policy.{name}={getattr(self, name)} names a layer twice")
         if self.window_layers and self.sliding_window < 1:
             raise errors.ConfigError(
                 f"policy.sliding_window={self.sliding_window} must be at least 1: policy.window_layers has "

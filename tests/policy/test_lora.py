@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 from rlvr import errors, partition
 from rlvr.mesh import AXES, MeshConfig, make_mesh
 from rlvr.policy import lora
+from rlvr.policy.backends import BACKENDS
+from rlvr.policy.experts import Experts, Projection
 from rlvr.policy.lora import LoraConfig
-from rlvr.policy.moe import BACKENDS, Experts, Projection
 from rlvr.policy.transformer import Policy
 from tests.policy.test_moe import CONFIG, GATES, D, E, F, N, X, distinct_choices
 

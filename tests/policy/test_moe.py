@@ -1,4 +1,4 @@
-"""The three forms of dispatch against a loop over tokens."""
+"""The three forms of the experts against a loop over tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import scipy.special
 
+from rlvr.policy.backends import BACKENDS
+from rlvr.policy.blocks import block_size
 from rlvr.policy.config import PolicyConfig
-from rlvr.policy.grouped import block_sizes, grouped_dot, permute
-from rlvr.policy.moe import BACKENDS, Experts, Projection
+from rlvr.policy.experts import Experts, Projection
+from rlvr.policy.sorting import permute
 
 N, D, F, E, TOP = 70, 12, 20, 8, 2
 RNG = np.random.default_rng(0)
@@ -52,7 +54,7 @@ def loop(choices: np.ndarray, first: int, count: int) -> np.ndarray:
 def test_the_crafted_routing_is_what_it_says() -> None:
     counts = np.bincount(ROUTINGS["all_to_one"].ravel(), minlength=E)
     assert counts[5] == N and counts[0] == counts[3] == counts[7] == 0 and counts.sum() == N * TOP
-    assert N > 4 * block_sizes(N * TOP, E)[0]  # several blocks of one expert
+    assert N > 4 * block_size(N * TOP, E)  # several blocks of one expert
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
@@ -103,28 +105,6 @@ def test_ragged_uses_no_row_past_its_groups(monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_allclose(out, loop(choices, first, count), atol=2e-5)
 
 
-@pytest.mark.parametrize("sizes", [[300, 0, 10, 241, 0, 69], [0, 0, 0, 0, 0, 620], [99, 7, 64, 32, 33, 1], [0] * 6])
-def test_grouped_dot_is_a_loop_over_groups(sizes: list[int]) -> None:
-    rng = np.random.default_rng(1)
-    rows, weights = (rng.normal(size=s).astype(np.float32) for s in ((620, 12), (6, 12, 20)))
-    assert block_sizes(620, 6) == (32, 8)
-    total = sum(sizes)
-    cotangent = np.where(np.arange(620)[:, None] < total, rng.normal(size=(620, 20)), 0.0).astype(np.float32)
-    ends = np.cumsum(sizes)
-    expected, by_rows, by_weights = np.zeros((620, 20)), np.zeros((620, 12)), np.zeros((6, 12, 20))
-    for g, end in enumerate(ends):
-        own = slice(end - sizes[g], end)
-        expected[own] = rows[own].astype(np.float64) @ weights[g]
-        by_rows[own] = cotangent[own].astype(np.float64) @ weights[g].T
-        by_weights[g] = rows[own].astype(np.float64).T @ cotangent[own]
-    out, pull = jax.vjp(lambda r, w: grouped_dot(r, w, jnp.array(sizes)), jnp.asarray(rows), jnp.asarray(weights))
-    np.testing.assert_allclose(out[:total], expected[:total], atol=1e-5)
-    assert np.all(np.isfinite(out))
-    got_rows, got_weights = pull(jnp.asarray(cotangent))
-    np.testing.assert_allclose(got_rows[:total], by_rows[:total], atol=1e-5)
-    np.testing.assert_allclose(got_weights, by_weights, atol=2e-4)  # sums of up to 620 products
-
-
 def test_the_gradient_of_a_permutation_is_its_inverse() -> None:
     order = np.random.default_rng(2).permutation(9)
     inverse = np.argsort(order)
@@ -132,3 +112,23 @@ def test_the_gradient_of_a_permutation_is_its_inverse() -> None:
     out, pull = jax.vjp(lambda x: permute(x, jnp.asarray(order), jnp.asarray(inverse)), x)
     np.testing.assert_array_equal(out, x[order])
     np.testing.assert_array_equal(pull(cotangent)[0], cotangent[inverse])
+
+
+@pytest.mark.parametrize("name", ["blocked", "dense"])
+def test_a_token_has_the_same_bits_wherever_its_neighbours_go(name: str) -> None:
+    # 600 tokens of an expert or 40: products of other shapes round otherwise, so their shape must not depend on this.
+    rng = np.random.default_rng(5)
+    tokens, dim, hidden = 600, 96, 64
+    config = PolicyConfig(dim=dim, experts=E, experts_per_token=TOP, expert_hidden=hidden)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32) * 0.1)  # noqa: E731
+    weights = Experts(*(Projection(draw(E, *s)) for s in ((dim, hidden), (dim, hidden), (hidden, dim))))
+    x, gates = draw(tokens, dim), jnp.full((tokens, TOP), 0.5)
+    run = jax.jit(lambda choices: BACKENDS[name](x, choices, gates, weights, jnp.int32(0), config))
+    own = np.array([[2, 5], [7, 0], [5, 2]], np.int32)
+    spread, crowded = np.argsort(rng.random((tokens, E)), axis=1)[:, :TOP], np.tile([5, 2], (tokens, 1))
+    outs = []
+    for others in (spread, crowded):
+        choices = others.astype(np.int32)
+        choices[[0, 299, 599]] = own
+        outs.append(np.asarray(run(jnp.asarray(choices)))[[0, 299, 599]])
+    np.testing.assert_array_equal(*outs)

@@ -200,9 +200,11 @@ def test_pages_are_copied_from_a_prefill_and_within_a_pool_and_padding_nowhere(t
         ({"query_heads": 6, "kv_heads": 4}, "policy.query_heads=6 is not a multiple of policy.kv_heads=4"),
         ({"head_size": 9}, "policy.head_size=9"),
         ({"moe_layers": (4,)}, "names layer 4; there are layers 0 to 3"),
+        ({"moe_layers": (1, 2, 1)}, r"policy.moe_layers=\(1, 2, 1\) names a layer twice"),
         ({"moe_layers": (0,), "experts_per_token": 9}, "policy.experts_per_token=9"),
         ({"dtype": "float16"}, "policy.dtype='float16'"),
         ({"moe_backend": "block"}, "did you mean 'blocked'"),
+        ({"moe_exchange": "all"}, "policy.moe_exchange='all'"),
         ({"layers": 0}, "policy.layers=0"),
     ],
 )

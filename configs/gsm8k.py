@@ -6,7 +6,7 @@
 
 from rlvr.config import ExperimentConfig
 from rlvr.data.config import DataConfig, TaskSetConfig
-from rlvr.rollout.engine import EngineConfig
+from rlvr.rollout.config import EngineConfig
 
 
 def get_config() -> ExperimentConfig:

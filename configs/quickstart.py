@@ -13,7 +13,7 @@ from rlvr.data.config import DataConfig, TaskSetConfig
 from rlvr.learner.optimizer import OptimizerConfig
 from rlvr.learner.update import UpdateConfig
 from rlvr.policy.config import PolicyConfig
-from rlvr.rollout.engine import EngineConfig
+from rlvr.rollout.config import EngineConfig
 
 
 def get_config() -> ExperimentConfig:

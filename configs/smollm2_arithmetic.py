@@ -12,7 +12,7 @@ from rlvr.config import EvaluationConfig, ExperimentConfig, RolloutConfig
 from rlvr.data.config import DataConfig, TaskSetConfig
 from rlvr.learner.optimizer import OptimizerConfig
 from rlvr.learner.update import UpdateConfig
-from rlvr.rollout.engine import EngineConfig
+from rlvr.rollout.config import EngineConfig
 
 # reasoning-gym's own scorers give a completion that holds the answer among other words a small part of the score,
 # the larger the fewer the other words: there is something to learn from before the first bare answer.

@@ -16,7 +16,8 @@ from absl import flags
 from launch import checkpoints, cli
 from rlvr import errors, keys, partition
 from rlvr.data.rows import read_rows
-from rlvr.rollout.engine import Engine, EngineConfig
+from rlvr.rollout.config import EngineConfig
+from rlvr.rollout.engine import Engine
 from rlvr.text.chat import encode_prompt
 from rlvr.text.tokenizer import Tokenizer
 from rlvr.types import Request
@@ -25,6 +26,10 @@ _PROMPTS = flags.DEFINE_string("prompts", None, "JSON Lines of prompts.", requir
 _OUTPUT = flags.DEFINE_string("output", None, "JSON Lines of completions.", required=True)
 _N = flags.DEFINE_integer("n", 1, "Samples of each prompt.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the sampling; 0 is greedy.", lower_bound=0.0)
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Only the k most probable tokens; 0 for all.", lower_bound=0)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Only the most probable tokens that have this probability together.")
+_MIN_P = flags.DEFINE_float("min_p", 0.0, "Only tokens at least this much as probable as the most probable.")
+_STOP = flags.DEFINE_multi_string("stop", [], "A text that ends a completion; may be given several times.")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Longest completion, in tokens.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "A row's samples depend on it, the row's number, and nothing else.", 0)
 _SLOTS = flags.DEFINE_integer("slots", 32, "Sequences that decode together.", lower_bound=1)
@@ -56,12 +61,23 @@ def main(argv: Sequence[str]) -> None:
             max_new_tokens=_MAX_TOKENS.value,
             prompt_buckets=tuple(2**i for i in range(5, longest.bit_length()) if 2**i < longest),
         )
-        engine = Engine(loaded.policy, config, loaded.tokenizer.stop_ids, mesh)
+        tokenizer = loaded.tokenizer
+        engine = Engine(
+            loaded.policy, config, tokenizer.stop_ids, mesh, stop_strings=_STOP.value, decode_text=tokenizer.decode
+        )
         requests = [
             Request(i * _N.value + s, i, s, prompt) for i, prompt in enumerate(prompts) for s in range(_N.value)
         ]
         key = keys.make_key(_SEED.value, "sample")
-        completions = engine.generate(loaded.params, requests, key, temperature=_TEMPERATURE.value)
+        completions = engine.generate(
+            loaded.params,
+            requests,
+            key,
+            temperature=_TEMPERATURE.value,
+            top_k=_TOP_K.value,
+            top_p=_TOP_P.value,
+            min_p=_MIN_P.value,
+        )
     checkpoints.write_rows(
         Path(_OUTPUT.value),
         (

@@ -25,7 +25,7 @@ from rlvr.mesh import MeshConfig
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.lora import LoraConfig
 from rlvr.policy.transformer import Policy
-from rlvr.rollout.engine import EngineConfig
+from rlvr.rollout.config import EngineConfig
 from rlvr.verifiers.pool import VerifierConfig
 
 # Sections that say how a run is carried out, not what it computes: a workdir may be resumed with others.
@@ -40,11 +40,22 @@ class RolloutConfig:
         prompts: P, prompts a step.
         group_size: G, samples a prompt.
         temperature: of the sampling; also divides the logits in training.
+        top_k, top_p, min_p: filters of the sampling (`rlvr.rollout.sampling.Sampling`); 0, 1 and 0 are none. The tokens
+            that they left out at sampling are left out in training as well.
+        stop_strings: texts that end a completion.
     """
 
     prompts: int = 8
     group_size: int = 8
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop_strings: tuple[str, ...] = ()
+
+    def sampling(self) -> dict[str, Any]:
+        """Returns the arguments of `Collector.collect` that say what is drawn from."""
+        return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
 
 
 @dataclasses.dataclass
@@ -214,6 +225,13 @@ def _validate_rollout(config: ExperimentConfig) -> None:
         )
     if not rollout.temperature > 0:
         raise errors.ConfigError(f"rollout.temperature={rollout.temperature} must be positive")
+    errors.check_at_least("rollout.top_k", rollout.top_k, 0)
+    errors.check_between("rollout.top_p", rollout.top_p, 1e-6, 1.0)
+    errors.check_between("rollout.min_p", rollout.min_p, 0.0, 1.0)
+    if "" in rollout.stop_strings:
+        raise errors.ConfigError(
+            f"rollout.stop_strings={rollout.stop_strings} has an empty text: it would end everything"
+        )
     if rollout.prompts % config.update.minibatches:
         raise errors.ConfigError(
             f"rollout.prompts={rollout.prompts} is not a multiple of update.minibatches={config.update.minibatches}"

@@ -25,7 +25,8 @@ from rlvr.policy.config import PolicyConfig
 from rlvr.policy.lora import init_adapters
 from rlvr.policy.transformer import Params, Policy
 from rlvr.rollout.collect import Collector
-from rlvr.rollout.engine import Engine, check_prompt
+from rlvr.rollout.engine import Engine
+from rlvr.rollout.requests import check_prompt
 from rlvr.text.chat import encode_task
 from rlvr.text.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from rlvr.types import Task
@@ -75,7 +76,14 @@ def make_parts(
     """
     check_mesh(config.policy, mesh)
     policy = Policy(config.policy)
-    engine = Engine(policy, config.engine, tokenizer.stop_ids, mesh)
+    engine = Engine(
+        policy,
+        config.engine,
+        tokenizer.stop_ids,
+        mesh,
+        stop_strings=config.rollout.stop_strings,
+        decode_text=tokenizer.decode,
+    )
     trainable, adaptation, start = make_trainable(config, policy, mesh)
 
     def learner(objective: ObjectiveConfig, optimizer: OptimizerConfig, update: UpdateConfig, steps: int) -> Learner:

@@ -155,7 +155,7 @@ class Run:
             tasks,
             keys.make_key(c.seed, "rollout", rl_step),
             samples=rollout.group_size,
-            temperature=rollout.temperature,
+            **rollout.sampling(),
             should_stop=self.should_stop,
         )
         episodes = collected.episodes

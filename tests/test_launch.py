@@ -129,7 +129,8 @@ def test_smollm2_agrees_with_transformers_on_the_dequantised_weights() -> None:
     from rlvr import keys
     from rlvr.checkpoint import load_policy
     from rlvr.mesh import MeshConfig, make_mesh
-    from rlvr.rollout.engine import Engine, EngineConfig
+    from rlvr.rollout.config import EngineConfig
+    from rlvr.rollout.engine import Engine
     from rlvr.text.chat import encode_prompt
     from rlvr.types import Request
     from tests.reference import llama_from_params

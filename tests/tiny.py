@@ -32,7 +32,7 @@ from rlvr.learner.optimizer import OptimizerConfig
 from rlvr.learner.update import UpdateConfig
 from rlvr.mesh import AXES
 from rlvr.policy.config import PolicyConfig
-from rlvr.rollout.engine import EngineConfig
+from rlvr.rollout.config import EngineConfig
 from rlvr.verifiers.pool import VerifierConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -61,9 +61,12 @@ class Collector:
         *,
         samples: int,
         temperature: float,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Collected:
-        """Samples each task `samples` times.
+        """Samples each task `samples` times; see `Engine.generate`.
 
         With several processes each verifies its share and all get every verdict.
 
@@ -92,6 +95,9 @@ class Collector:
             requests,
             key,
             temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
             on_completion=on_completion,
             should_stop=should_stop,
         )

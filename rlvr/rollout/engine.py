@@ -7,8 +7,6 @@ other.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +20,8 @@ from rlvr import errors, partition
 from rlvr.policy import cache as cache_lib
 from rlvr.policy.transformer import Params, Policy
 from rlvr.rollout import steps
+from rlvr.rollout.config import EngineConfig, EngineStats
+from rlvr.rollout.requests import check_requests, request_keys
 from rlvr.rollout.sampling import Sampling
 from rlvr.rollout.schedule import Admissions, Prompt, Running, Schedule
 from rlvr.rollout.weights import make_placement
@@ -32,89 +32,6 @@ log = logging.getLogger("rlvr")
 
 class Interrupted(Exception):
     """Generation was asked to stop before it was done; nothing of it is kept."""
-
-
-@dataclasses.dataclass
-class EngineConfig:
-    """Sizes of the engine.
-
-    Attributes:
-        slots: S, sequences that decode together.
-        max_prompt_tokens: longest prompt.
-        max_new_tokens: longest completion.
-        prefill_rows: prompts prefilled in one dispatch.
-        prompt_buckets: padded prompt lengths, one compiled prefill each; max_prompt_tokens is added.
-        decode_steps: tokens a dispatch. A sequence that ends leaves its row empty for the rest of the dispatch.
-        page_tokens: P, tokens of a page of the cache.
-        cache_tokens: tokens that the pages of the cache hold; 0 for as many as all slots can ever need. With fewer, the
-            sequence admitted last is put back, and sampled again to the same tokens, when pages run out.
-        tail_rows: smaller numbers of rows that may decode when fewer sequences are left, one compiled decode each. One
-            that is found not to give the same bits as `slots` rows do is not used: on XLA CPU that is so where one is
-            at most 32 and the other more.
-        weights: "sharded" as in training, or "gathered": split over the tensor and expert axes only, so that no step of
-            decoding gathers them over the fsdp axis.
-        dtype: type of the activations, of the cache and of the layers' matrices while sampling; "" for the policy's.
-    """
-
-    slots: int = 64
-    max_prompt_tokens: int = 64
-    max_new_tokens: int = 64
-    prefill_rows: int = 8
-    prompt_buckets: tuple[int, ...] = ()
-    decode_steps: int = 8
-    page_tokens: int = 64
-    cache_tokens: int = 0
-    tail_rows: tuple[int, ...] = ()
-    weights: str = "gathered"
-    dtype: str = ""
-
-    def validate(self, field: str) -> None:
-        """Raises ConfigError naming the field that cannot work."""
-        sizes = ("slots", "max_prompt_tokens", "max_new_tokens", "prefill_rows", "decode_steps", "page_tokens")
-        for name in sizes:
-            errors.check_at_least(f"{field}.{name}", getattr(self, name), 1)
-        for bucket in self.prompt_buckets:
-            errors.check_between(f"{field}.prompt_buckets", bucket, 1, self.max_prompt_tokens)
-        for rows in self.tail_rows:
-            errors.check_between(f"{field}.tail_rows", rows, 1, self.slots - 1)
-        errors.check_choice(f"{field}.weights", self.weights, ("sharded", "gathered"))
-        errors.check_choice(f"{field}.dtype", self.dtype, ("", "float32", "bfloat16"))
-        if self.cache_tokens:
-            errors.check_at_least(f"{field}.cache_tokens", self.cache_tokens, self.longest)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence, in whole pages."""
-        return -(-(self.max_prompt_tokens + self.max_new_tokens) // self.page_tokens) * self.page_tokens
-
-
-@dataclasses.dataclass
-class EngineStats:
-    """What a call of `Engine.generate` did.
-
-    Attributes:
-        tokens: sampled and kept.
-        row_steps: rows that were computed, summed over the steps of decoding.
-        prefill_tokens: prompt tokens that were run, padding included.
-        dispatches: of decoding.
-        evictions: sequences put back for want of pages.
-        most_pages: pages held at one time, at most; page_bytes: bytes of one.
-        most_tokens: tokens held at that time.
-    """
-
-    tokens: int = 0
-    row_steps: int = 0
-    prefill_tokens: int = 0
-    dispatches: int = 0
-    evictions: int = 0
-    most_pages: int = 0
-    page_bytes: int = 0
-    most_tokens: int = 0
-
-    @property
-    def occupancy(self) -> float:
-        """Share of the computed rows that sampled a token which was kept."""
-        return self.tokens / max(self.row_steps, 1)
 
 
 class Engine:
@@ -144,8 +61,12 @@ class Engine:
             partition.check_divisible(f"engine.{field}", getattr(config, field), "batch", mesh)
         for rows in config.tail_rows:
             partition.check_divisible("engine.tail_rows", rows, "batch", mesh)
-        if stop_strings and (decode_text is None or "" in stop_strings):
-            raise ValueError("stop strings are not empty and need decode_text")
+        if "" in stop_strings:
+            raise errors.ConfigError(
+                f"stop strings {list(stop_strings)} hold an empty text, which would end everything"
+            )
+        if stop_strings and decode_text is None:
+            raise ValueError("stop strings need decode_text")
         self.config, self.stats = config, EngineStats()
         self._stop_strings, self._decode_text = tuple(stop_strings), decode_text
         policy, self._place = make_placement(policy, config.dtype, config.weights, mesh)
@@ -217,7 +138,7 @@ class Engine:
             Interrupted: `should_stop` said so.
         """
         sampling, filtered = self._make_sampling(temperature, top_k, top_p, min_p, logit_bias)
-        limits = self._check_requests(requests, max_tokens)
+        limits = check_requests(requests, self.config, max_tokens)
         row_keys = dict(zip((r.index for r in requests), request_keys(requests, key), strict=True))
         params = self._place(params)
         if self._tiers is None:
@@ -244,7 +165,7 @@ class Engine:
             for shard, sequence, stopped in sampled:
                 if stopped or sequence.count >= sequence.limit:
                     schedule.finish(shard, sequence)
-                    completion = complete(sequence, stopped, choices.get(sequence.request.prompt))
+                    completion = sequence.complete(stopped, choices.get(sequence.request.prompt))
                     done[completion.request.index] = completion
                     self.stats.tokens += sequence.count
                     on_completion(completion)
@@ -270,20 +191,6 @@ class Engine:
             jnp.float32(temperature), jnp.int32(top_k or self._vocab), jnp.float32(top_p), jnp.float32(min_p), bias
         )
         return sampling, bool(top_k) or top_p < 1.0 or min_p > 0.0
-
-    def _check_requests(self, requests: Sequence[Request], max_tokens: int | None) -> dict[int, int]:
-        """Returns the budget of each request by index."""
-        default = self.config.max_new_tokens if max_tokens is None else max_tokens
-        errors.check_between("max_tokens", default, 1, self.config.max_new_tokens)
-        limits: dict[int, int] = {}
-        for request in requests:
-            check_prompt(request.prompt, self.config.max_prompt_tokens, f"request {request.index}")
-            limit = default if request.max_tokens is None else request.max_tokens
-            errors.check_between(f"max_tokens of request {request.index}", limit, 1, self.config.max_new_tokens)
-            limits[request.index] = limit
-        if len(limits) < len(requests):
-            raise ValueError("two requests have the same index: completions are matched by it")
-        return limits
 
     def _carry_out(
         self,
@@ -392,10 +299,7 @@ class Engine:
         for count in range(before + 1, len(tokens) + 1):
             text = self._decode_text(tokens[window:count].tolist())
             if any(stop in text for stop in self._stop_strings):
-                sequence.tokens, sequence.logprobs = [tokens[:count]], [np.concatenate(sequence.logprobs)[:count]]
-                sequence.choices = [np.concatenate(sequence.choices)[:count]] if sequence.choices else []
-                sequence.support = [np.concatenate(sequence.support)[:count]] if sequence.support else []
-                sequence.count = count
+                sequence.cut(count)
                 return True
         return False
 
@@ -432,49 +336,3 @@ class Engine:
 
     def _bucket(self, prompt: Prompt) -> int:
         return next(bucket for bucket in self._buckets if len(prompt) <= bucket)
-
-
-def request_keys(requests: Sequence[Request], key: jax.Array) -> np.ndarray:
-    """Returns the key data [n, 2] of each request's sequence."""
-    padded = 1 << max(len(requests) - 1, 0).bit_length()  # few shapes, few compilations
-    identity = np.zeros((4, padded), np.uint32)
-    for i, r in enumerate(requests):
-        identity[:, i] = (r.prompt_id, r.sample, r.seed or 0, r.seed is not None)
-    return np.asarray(_fold_identities(key, identity))[: len(requests)]
-
-
-@functools.partial(jax.jit)
-def _fold_identities(key: jax.Array, identity: jax.Array) -> jax.Array:
-    def one(prompt_id: jax.Array, sample: jax.Array, seed: jax.Array, seeded: jax.Array) -> jax.Array:
-        base = jnp.where(seeded > 0, jax.random.key_data(jax.random.key(seed)), jax.random.key_data(key))
-        own = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(base), prompt_id), sample)
-        return jax.random.key_data(own)
-
-    return jax.vmap(one)(*identity)
-
-
-def complete(sequence: Running, stopped: bool, prompt_choices: np.ndarray | None) -> Completion:
-    """Returns what a sequence has become."""
-    choices = None
-    if sequence.choices:
-        own = np.concatenate(sequence.choices)
-        before = own[:0] if prompt_choices is None else prompt_choices
-        # A dispatch tells the experts of the tokens it fed, the prompt's last first. The last sampled was never run.
-        choices = np.concatenate([before, own, np.full_like(own[:1], -1)])
-    return Completion(
-        request=sequence.request,
-        tokens=np.concatenate(sequence.tokens),
-        logprobs=np.concatenate(sequence.logprobs),
-        stop_reason="stop" if stopped else "length",
-        choices=choices,
-        support=np.concatenate(sequence.support) if sequence.support else None,
-    )
-
-
-def check_prompt(prompt: Sequence[int], limit: int, name: str) -> None:
-    """Raises DataError if a prompt is empty or longer than the budget."""
-    if not 1 <= len(prompt) <= limit:
-        raise errors.DataError(
-            f"the prompt of {name} has {len(prompt)} tokens; accepted: 1 to max_prompt_tokens={limit}. "
-            "Raise engine.max_prompt_tokens or remove the row"
-        )

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rlvr.rollout.pages import PagePools
-from rlvr.types import Request
+from rlvr.types import Completion, Request
 
 Prompt = tuple[int, ...]
 
@@ -47,6 +47,35 @@ class Running:
     def position(self) -> int:
         """Position of the next token to feed."""
         return len(self.request.prompt) - 1 + self.count
+
+    def cut(self, count: int) -> None:
+        """Keeps the first `count` sampled tokens only."""
+        for parts in (self.tokens, self.logprobs, self.choices, self.support):
+            if parts:
+                parts[:] = [np.concatenate(parts)[:count]]
+        self.count = count
+
+    def complete(self, stopped: bool, prompt_choices: np.ndarray | None) -> Completion:
+        """Returns what the sequence has become.
+
+        Args:
+            stopped: whether it ended by itself.
+            prompt_choices: experts of all tokens of the prompt but the last, for a mixture policy.
+        """
+        choices = None
+        if self.choices:
+            own = np.concatenate(self.choices)
+            before = own[:0] if prompt_choices is None else prompt_choices
+            # A dispatch tells the experts of what it fed, the prompt's last token first. The last sampled never ran.
+            choices = np.concatenate([before, own, np.full_like(own[:1], -1)])
+        return Completion(
+            request=self.request,
+            tokens=np.concatenate(self.tokens),
+            logprobs=np.concatenate(self.logprobs),
+            stop_reason="stop" if stopped else "length",
+            choices=choices,
+            support=np.concatenate(self.support) if self.support else None,
+        )
 
 
 @dataclasses.dataclass
@@ -116,8 +145,9 @@ class Schedule:
     def make_room(self, steps: int) -> None:
         """Gives every sequence the pages that the next `steps` tokens may need.
 
-        Where a pool has too few, the sequence admitted last goes back to the queue and is sampled again later, to the
-        same tokens: the first one always finds room, so all end.
+        Where a pool has too few, prompts that others wait for go first, to be run again later; then the sequence
+        admitted last goes back to the queue, to be sampled again to the same tokens. The first one always finds room,
+        so all end.
         """
         self._crowded = False
         for shard, running in enumerate(self.running):
@@ -127,7 +157,9 @@ class Schedule:
                 last = min(sequence.position + steps, len(sequence.request.prompt) - 1 + sequence.limit)
                 missing = self._count(last) - len(sequence.pages)
                 new = self.pools.take(shard, missing) if missing > 0 else []
-                if new is None:
+                if new is None and self._held[shard]:
+                    self._forget_prompts(shard)
+                elif new is None:
                     self._evict(shard)
                 else:
                     sequence.pages += new
@@ -198,9 +230,7 @@ class Schedule:
 
     def _take_in_alone(self, request: Request, shard: int, steps: int, work: Admissions) -> bool:
         """Adds a request to a shard without sequences, whatever prompts its pool holds: they are run again later."""
-        for held in self._held[shard].values():
-            self.pools.release(shard, held.pages)
-        self._held[shard].clear()
+        self._forget_prompts(shard)
         known, limit = len(request.prompt) - 1, self._limits[request.index]
         pages = self.pools.take(shard, self._count(known + min(steps, limit)))
         assert pages is not None, "a pool is smaller than a sequence"
@@ -208,6 +238,11 @@ class Schedule:
             work.prefills.setdefault(request.prompt, []).append((shard, pages[: self._count(known)]))
         self.running[shard].append(Running(request, shard, pages, limit, request.prompt[-1]))
         return True
+
+    def _forget_prompts(self, shard: int) -> None:
+        for held in self._held[shard].values():
+            self.pools.release(shard, held.pages)
+        self._held[shard].clear()
 
     def _reserve(self, shard: int) -> int:
         """Returns the pages to leave to those that decode already: one each, if they can still need one."""

@@ -22,7 +22,8 @@ from rlvr.mesh import AXES, MeshConfig, make_mesh
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.parameters import fan_in
 from rlvr.policy.transformer import Policy
-from rlvr.rollout.engine import Engine, EngineConfig
+from rlvr.rollout.config import EngineConfig
+from rlvr.rollout.engine import Engine
 from rlvr.types import Request
 
 # A dense layer and a mixture with every switch that adds a parameter; every size divides over the meshes below.

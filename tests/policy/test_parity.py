@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from rlvr.policy.config import PolicyConfig, RopeConfig
 from rlvr.policy.transformer import Policy
-from rlvr.rollout.engine import Engine, EngineConfig
+from rlvr.rollout.config import EngineConfig
+from rlvr.rollout.engine import Engine
 from rlvr.types import Request
 
 torch = pytest.importorskip("torch")

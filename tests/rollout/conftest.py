@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AxisType
 
 from rlvr.mesh import AXES
-from rlvr.rollout.engine import Engine, EngineConfig
+from rlvr.rollout.config import EngineConfig
+from rlvr.rollout.engine import Engine
 
 STOP_IDS = tuple(range(2, 97, 8))
 

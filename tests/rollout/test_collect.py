@@ -11,7 +11,7 @@ from rlvr.rollout.collect import Collector
 class Engine:
     """Answers each request with as many tokens as its sample number, plus one."""
 
-    def generate(self, params, requests, key, *, temperature, on_completion, should_stop):
+    def generate(self, params, requests, key, *, on_completion, **options):
         completions = []
         for request in requests:
             tokens = np.arange(request.sample + 1, dtype=np.int32)

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from rlvr import errors
 from rlvr.learner.logprobs import row_logprobs
-from rlvr.rollout.engine import Engine, EngineConfig, Interrupted
+from rlvr.rollout.config import EngineConfig
+from rlvr.rollout.engine import Engine, Interrupted
 from rlvr.rollout.sampling import sample
 from rlvr.types import Completion, Request
 from tests.rollout.filters import at_temperature
@@ -260,12 +261,130 @@ def test_a_budget_out_of_range_is_refused(run: Any, budget: int) -> None:
         run("dense", REQUESTS, max_tokens=budget)
 
 
+@pytest.fixture
+def special(tiny_policy: Tiny, one_device: Mesh) -> Callable[..., tuple[Engine, Any]]:
+    """Returns an engine of the one-layer policy with given sizes, and its parameters."""
+
+    def make(stop_strings: tuple[str, ...] = (), stop_ids: tuple[int, ...] = STOP_IDS, **sizes: Any) -> Any:
+        policy, params = tiny_policy("shallow")
+        defaults = {"slots": 4, "max_prompt_tokens": 12, "max_new_tokens": 10, "prefill_rows": 2, "decode_steps": 3}
+        config = EngineConfig(**{**defaults, **sizes})
+        return Engine(policy, config, stop_ids, one_device, stop_strings=stop_strings, decode_text=spell), params
+
+    return make
+
+
+def spell(tokens: Any) -> str:
+    """Each id is two letters, so that texts run over the boundaries of tokens."""
+    return "".join(chr(97 + t % 26) + chr(97 + t // 26) for t in tokens)
+
+
+def test_pages_and_their_want_change_no_bit(special: Any) -> None:
+    roomy, params = special()
+    base = roomy.generate(params, REQUESTS, KEY, temperature=1.0)
+    assert roomy.stats.evictions == 0 and roomy.stats.tokens == sum(len(c.tokens) for c in base)
+    for page_tokens, cache_tokens in ((4, 32), (3, 24), (64, 0), (1, 40)):
+        tight, _ = special(page_tokens=page_tokens, cache_tokens=cache_tokens)
+        # A page is a block of the running softmax: another size is another order of summation.
+        again = tight.generate(params, REQUESTS, KEY, temperature=1.0)
+        assert_same(base, again, tolerance=0.0 if page_tokens == 64 else 1e-5)
+        if cache_tokens == 32:
+            assert tight.stats.evictions > 0 and tight.stats.most_pages <= 8
+            wide, _ = special(page_tokens=page_tokens)
+            assert_same(again, wide.generate(params, REQUESTS, KEY, temperature=1.0))
+
+
+def test_fewer_rows_at_the_end_change_no_bit(special: Any) -> None:
+    whole, params = special(slots=16)
+    base = whole.generate(params, REQUESTS, KEY, temperature=1.0)
+    shrinking, _ = special(slots=16, tail_rows=(8, 4))
+    assert_same(base, shrinking.generate(params, REQUESTS, KEY, temperature=1.0))
+    # Whichever of them this backend has the same bits for; and were it the other ones as well:
+    shrinking._tiers = (16, 8, 4)
+    assert_same(base, shrinking.generate(params, REQUESTS, KEY, temperature=1.0), tolerance=1e-5)
+    assert shrinking.stats.row_steps < whole.stats.row_steps and shrinking.stats.tokens == whole.stats.tokens
+    assert shrinking.stats.occupancy > whole.stats.occupancy
+
+
+def test_rows_whose_bits_differ_are_not_used(special: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, params = special(slots=8, tail_rows=(4,))
+    probe = engine._probe
+    monkeypatch.setattr(engine, "_probe", lambda *args: tuple(x + (args[2] == 4) for x in probe(*args)))
+    engine.generate(params, REQUESTS[:2], KEY, temperature=1.0)
+    assert engine._tiers == (8,)
+
+
+def test_requests_have_budgets_and_seeds_of_their_own(special: Any) -> None:
+    engine, params = special(stop_ids=())
+    prompt = (8, 9, 10)
+    requests = [
+        Request(i, 1, 0, prompt, max_tokens=n, seed=s) for i, (n, s) in enumerate([(3, 7), (None, 7), (9, None)])
+    ]
+    short, long, other = engine.generate(params, requests, KEY, temperature=2.0, max_tokens=8)
+    assert [len(c.tokens) for c in (short, long, other)] == [3, 8, 9]
+    np.testing.assert_array_equal(short.tokens, long.tokens[:3])
+    assert not np.array_equal(long.tokens, other.tokens[:8])
+    again = engine.generate(params, requests, jax.random.key(77), temperature=2.0, max_tokens=8)
+    np.testing.assert_array_equal(again[1].tokens, long.tokens)  # a seed of its own: whatever the call's key
+    assert not np.array_equal(again[2].tokens, other.tokens)
+    with pytest.raises(errors.ConfigError, match="max_tokens of request 0=11"):
+        engine.generate(params, [Request(0, 1, 0, prompt, max_tokens=11)], KEY, temperature=1.0)
+
+
+@pytest.mark.parametrize("decode_steps", [1, 3, 10])
+def test_a_stop_string_ends_a_sequence_across_tokens_and_dispatches(special: Any, decode_steps: int) -> None:
+    free, params = special(stop_ids=(), decode_steps=decode_steps)
+    base = free.generate(params, REQUESTS, KEY, temperature=1.0)
+    # The second letter of one token and the first of the next, of the fourth pair of a completion.
+    stops = (spell(base[1].tokens[3:5])[1:3], "never this")
+    engine, _ = special(stop_strings=stops, stop_ids=(), decode_steps=decode_steps)
+    ended = 0
+    for whole, cut in zip(base, engine.generate(params, REQUESTS, KEY, temperature=1.0), strict=True):
+        counts = [n for n in range(1, 11) if stops[0] in spell(whole.tokens[:n])]
+        want = counts[0] if counts else 10
+        np.testing.assert_array_equal(cut.tokens, whole.tokens[:want])
+        np.testing.assert_array_equal(cut.logprobs, whole.logprobs[:want])
+        assert cut.stop_reason == ("stop" if counts else "length")
+        ended += bool(counts)
+    assert ended >= 1
+    with pytest.raises(errors.ConfigError, match="empty text"):
+        special(stop_strings=("",))
+
+
+def test_a_bias_moves_the_draw_and_its_logprob(special: Any) -> None:
+    engine, params = special(stop_ids=())
+    forbidden = {t: -np.inf for t in range(97) if t % 2}
+    completions = engine.generate(params, REQUESTS, KEY, temperature=1.0, logit_bias=forbidden)
+    tokens = np.concatenate([c.tokens for c in completions])
+    assert np.all(tokens % 2 == 0) and len(set(tokens.tolist())) > 10
+    nearly = engine.generate(params, REQUESTS, KEY, temperature=1.0, logit_bias={4: 50.0})
+    assert all(np.all(c.tokens == 4) and np.all(c.logprobs > -1e-5) for c in nearly)
+    with pytest.raises(errors.ConfigError, match="logit_bias=97"):
+        engine.generate(params, REQUESTS, KEY, temperature=1.0, logit_bias={97: 1.0})
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 9, "top_p": 0.9}])
+def test_filters_leave_a_support_that_tells_what_could_be_drawn(special: Any, filters: dict[str, Any]) -> None:
+    engine, params = special(stop_ids=())
+    for c in engine.generate(params, REQUESTS, KEY, temperature=1.0, **filters):
+        assert c.support is not None and c.support.shape == (len(c.tokens), 13) and c.support.dtype == np.uint8
+        support = np.unpackbits(c.support, axis=-1)
+        assert np.all(support[np.arange(len(c.tokens)), c.tokens] == 1) and np.all(support[:, 97:] == 0)
+        if "top_k" in filters:
+            assert np.all(support.sum(-1) <= filters["top_k"])
+    assert engine.generate(params, REQUESTS[:1], KEY, temperature=1.0)[0].support is None
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"slots": 0}, "engine.slots=0"),
         ({"decode_steps": 0}, "engine.decode_steps=0"),
         ({"prompt_buckets": (65,)}, "engine.prompt_buckets=65"),
+        ({"tail_rows": (64,)}, "engine.tail_rows=64"),
+        ({"cache_tokens": 64}, "engine.cache_tokens=64 .*128"),
+        ({"weights": "whole"}, "engine.weights='whole'"),
+        ({"dtype": "float16"}, "engine.dtype='float16'"),
     ],
 )
 def test_config_names_the_field(fields: dict[str, Any], words: str) -> None:

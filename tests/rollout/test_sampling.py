@@ -120,3 +120,56 @@ def test_a_draw_belongs_to_its_key_and_position_not_to_its_row() -> None:
     np.testing.assert_array_equal(moved[1], logprobs[order])
     later, _, _ = sample(logits, row_keys(ROWS), position + 1, at_temperature(1.0))
     assert np.mean(np.asarray(later) == np.asarray(tokens)) < 0.5
+
+
+def reference_support(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> np.ndarray:
+    """Which tokens of one row pass, by sorting in float64."""
+    p = scipy.special.softmax(logits.astype(np.float64) / temperature)
+    kept = p >= np.sort(p)[::-1][min(top_k, p.size) - 1]
+    left = np.where(kept, p, 0.0) / p[kept].sum()
+    order = np.argsort(-left, kind="stable")
+    needed = np.searchsorted(np.cumsum(left[order]), top_p - 1e-9) + 1
+    kept &= left >= left[order[min(needed, p.size) - 1]]
+    return kept & (p >= min_p * p.max())
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"),
+    [
+        (1, 1.0, 0.0),
+        (7, 1.0, 0.0),
+        (1000, 0.5, 0.0),
+        (1000, 0.95, 0.0),
+        (1000, 1.0, 0.1),
+        (20, 0.8, 0.05),
+        (5, 1e-6, 0.0),
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_filters_are_those_of_a_sort_in_float64(top_k: int, top_p: float, min_p: float, temperature: float) -> None:
+    logits = (np.random.default_rng(4).normal(size=(ROWS, 300)) * 3).astype(np.float32)
+    logits[3, :] = 1.0  # all tied: all the same to every filter
+    logits[4, 7:] = -np.inf
+    sampling = at_temperature(temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    drawn = sample(jnp.asarray(logits), row_keys(ROWS), jnp.zeros(ROWS, jnp.int32), sampling, filtered=True)
+    assert drawn.support is not None
+    support = np.unpackbits(np.asarray(drawn.support), axis=-1)[:, :300].astype(bool)
+    for row in range(ROWS):
+        want = reference_support(logits[row], temperature, top_k, top_p, min_p) & (logits[row] > -np.inf)
+        np.testing.assert_array_equal(support[row], want)
+        alone = np.where(want, logits[row].astype(np.float64) / temperature, -np.inf)
+        token = int(drawn.tokens[row])
+        np.testing.assert_allclose(drawn.logprobs[row], scipy.special.log_softmax(alone)[token], atol=2e-5)
+        assert want[token]
+
+
+def test_greedy_is_not_filtered_and_a_bias_is_part_of_the_logits() -> None:
+    logits = jnp.asarray(np.random.default_rng(5).normal(size=(ROWS, 97)), jnp.float32)
+    keyed = row_keys(ROWS), jnp.zeros(ROWS, jnp.int32)
+    plain = sample(logits, *keyed, at_temperature(0.0))
+    filtered = sample(logits, *keyed, at_temperature(0.0, top_k=2), filtered=True)
+    np.testing.assert_array_equal(plain.tokens, filtered.tokens)
+    np.testing.assert_array_equal(plain.logprobs, filtered.logprobs)
+    bias = jnp.zeros(97).at[5].set(40.0)
+    biased = sample(logits, *keyed, at_temperature(1.0)._replace(bias=bias))
+    assert np.all(np.asarray(biased.tokens) == 5) and np.all(np.asarray(biased.logprobs) > -1e-6)

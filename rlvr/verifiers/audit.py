@@ -93,9 +93,17 @@ def audit_code(program: str, payload: Mapping[str, Any]) -> dict[str, float]:
 
 
 def audit_sources(sources: Sequence[str], payload: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the flags of `audit_code` that any of several texts raises: which is the program is decided later."""
-    found = [audit_code(source, payload) for source in sources] or [_as_parts(dict.fromkeys(CODE_FLAGS, False))]
-    return {name: max(parts[name] for parts in found) for name in found[0]}
+    """Returns the flags of `audit_code` that any of several texts raises: which is the program is decided elsewhere.
+
+    Texts beyond twice the length of the longest program that is read are not, and are "unreadable".
+    """
+    parts = _as_parts(dict.fromkeys(CODE_FLAGS, False))
+    left = 2 * _MAX_PROGRAM
+    for source in sources:
+        left -= len(source)
+        found = audit_code(source, payload) if left >= 0 else _as_parts({"unreadable": True})
+        parts |= {name: max(value, parts[name]) for name, value in found.items()}
+    return parts
 
 
 def _as_parts(found: Mapping[str, bool]) -> dict[str, float]:

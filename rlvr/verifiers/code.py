@@ -10,7 +10,8 @@ Payload:
     hidden_tests: as tests; whether all of them pass is parts["gold"], and the reward does not depend on it.
 
 A completion is a whole program, the rest of `prompt`, or either of them in a fence; code in the reasoning counts for
-nothing. All cases must pass (parts["passed"] is the fraction).
+nothing. All cases must pass (parts["passed"] is the fraction). The signs of hacking are parts["audit/<flag>"]: see
+`audit.audit_code`.
 
 Outputs are equal if their lines are, without white space at the ends of lines and of the text; or if the lines have the
 same words, where a word of the expected output with a decimal point or an exponent is matched by any number within
@@ -30,7 +31,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlvr import errors, types
-from rlvr.verifiers import extract
+from rlvr.verifiers import audit, extract
 from rlvr.verifiers.sandbox import current, runner
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.DOTALL | re.MULTILINE)
@@ -72,6 +73,7 @@ def verify_code(completion: str, reference: str, payload: Mapping[str, Any]) -> 
         parts["gold"] = 0.0
         if report.status not in ("unparsed", "timeout"):
             parts["gold"] = float(_run(sandbox, sources, fields, "hidden_tests", deadline).status == "correct")
+    parts |= audit.audit_sources(sources, payload)
     return types.Verdict(score, report.status, report.detail, parts=parts)
 
 

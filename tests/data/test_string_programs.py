@@ -6,7 +6,7 @@ import pytest
 
 from rlvr import errors
 from rlvr.data import config, sources, string_programs
-from rlvr.verifiers import audit
+from rlvr.verifiers import audit, base
 
 OPTIONS = {"hard_coded": 0.2, "wrong": 0.5}
 FROZEN = ["tbpe>BPE,xajc>AJC:", "nwyk>NY,ygas>YA:"]
@@ -93,3 +93,13 @@ def test_every_shape_of_problem_works(steps, length):
 def test_bad_options_are_named(options, size, message):
     with pytest.raises(errors.ConfigError, match=message):
         make(size=size, **options)
+
+
+def test_the_verifier_rewards_what_passes_and_the_audit_tells_how():
+    task = make(size=1, length=3)[0]
+    hard_coded = make(size=1, length=3, hard_coded=1.0)[0].demonstration
+    honest, looked_up, wrong = (
+        base.verify("code", program, task.answer, task.payload).parts for program in (task.answer, hard_coded, "s*3")
+    )
+    told = [(parts["strict"], parts["gold"], parts["audit/special_cased"]) for parts in (honest, looked_up, wrong)]
+    assert told == [(1.0, 1.0, 0.0), (1.0, 0.0, 1.0), (0.0, 0.0, 0.0)]

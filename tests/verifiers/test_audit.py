@@ -225,6 +225,8 @@ def test_of_several_texts_each_is_read():
     parts = audit.audit_sources([honest, SPECIAL_CASED["dict"], "no program", "exit()"], {"tests": ASSERTS})
     assert [name for name, value in parts.items() if value] == ["audit/special_cased", "audit/exits"]
     assert set(audit.audit_sources([], {"tests": ASSERTS}).values()) == {0.0}
+    long = audit.audit_sources(["#" + "x" * 45_000, "#" + "y" * 45_000, "#" + "z" * 45_000], {"tests": ASSERTS})
+    assert [name for name, value in long.items() if value] == ["audit/unreadable"]
 
 
 def test_hidden_tests_are_not_looked_at() -> None:

@@ -41,6 +41,8 @@ def rollout_metrics(collected: Collected, rewards: np.ndarray, valid: np.ndarray
         "rollout/tokens_mean_right": np.mean(lengths[right]) if right.any() else np.nan,
         "rollout/tokens_mean_wrong": np.mean(lengths[wrong]) if wrong.any() else np.nan,
         "rollout/tokens_per_s": np.sum(lengths) / max(collected.decode_s, 1e-9),
+        "rollout/occupancy": collected.engine.occupancy,
+        "rollout/cache_gb": collected.engine.most_pages * collected.engine.page_bytes / 1e9,
         "rollout/truncated": np.mean([e.completion.stop_reason == "length" for e in episodes]),
         "groups/all_correct": np.mean(flat & (lowest >= 1.0)),
         "groups/all_wrong": np.mean(flat & (lowest < 1.0)),

@@ -6,6 +6,7 @@ import pytest
 from rlvr.evaluation import flatten, mean_accuracy, summarize
 from rlvr.metrics import rollout_metrics
 from rlvr.rollout.collect import Collected, Episode
+from rlvr.rollout.config import EngineStats
 from rlvr.types import Completion, Request, Task, Verdict
 from rlvr.verifiers.base import make_failure
 
@@ -20,7 +21,7 @@ def collect(*verdicts):
         Episode(task, Completion(Request(i, 0, i, (1,)), np.zeros(i + 1, np.int32), np.zeros(i + 1), "stop"), "", v)
         for i, v in enumerate(verdicts)
     ]
-    return Collected(episodes, 1.0, 0.0)
+    return Collected(episodes, 1.0, 0.0, EngineStats(tokens=6, row_steps=8))
 
 
 def test_a_step():

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rlvr.policy.transformer import Params
+from rlvr.rollout.config import EngineStats
 from rlvr.rollout.engine import Engine
 from rlvr.text.chat import encode_task
 from rlvr.text.tokenizer import Tokenizer
@@ -38,11 +39,13 @@ class Collected:
         episodes: sample s of task p is at p * samples + s.
         decode_s: seconds from the first prefill to the last token.
         verify_wait_s: seconds spent waiting for verdicts after the last token.
+        engine: what the engine did.
     """
 
     episodes: list[Episode]
     decode_s: float
     verify_wait_s: float
+    engine: EngineStats
 
 
 class Collector:
@@ -106,7 +109,7 @@ class Collector:
         episodes = [
             Episode(tasks[i // samples], completion, texts[i], verdicts[i]) for i, completion in enumerate(completions)
         ]
-        return Collected(episodes, decoded - start, time.monotonic() - decoded)
+        return Collected(episodes, decoded - start, time.monotonic() - decoded, self._engine.stats)
 
 
 def share_verdicts(own: dict[int, Verdict], total: int) -> list[Verdict]:

@@ -6,10 +6,13 @@ import numpy as np
 
 from rlvr import types
 from rlvr.rollout.collect import Collector
+from rlvr.rollout.config import EngineStats
 
 
 class Engine:
     """Answers each request with as many tokens as its sample number, plus one."""
+
+    stats = EngineStats()
 
     def generate(self, params, requests, key, *, on_completion, **options):
         completions = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
+from rlvr import partition
 from rlvr.checkpoint import LoadedPolicy, load_policy
 from rlvr.mesh import MeshConfig, make_mesh
+from rlvr.rollout.config import EngineConfig
+from rlvr.rollout.engine import Engine
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Policy folder (of launch/import_weights) or the workdir of a run.", required=True
@@ -26,6 +29,29 @@ def loaded() -> Iterator[tuple[LoadedPolicy, Mesh]]:
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         yield load_policy(Path(CHECKPOINT.value), mesh), mesh
+
+
+def make_engine(
+    loaded: LoadedPolicy,
+    mesh: Mesh,
+    longest_prompt: int,
+    max_tokens: int,
+    slots: int,
+    stop_strings: Sequence[str] = (),
+) -> Engine:
+    """Returns an engine for prompts of up to `longest_prompt` tokens; `slots` is rounded up to the mesh."""
+    shards = partition.batch_shards(mesh)
+    config = EngineConfig(
+        slots=-(-slots // shards) * shards,
+        prefill_rows=-(-8 // shards) * shards,
+        max_prompt_tokens=longest_prompt,
+        max_new_tokens=max_tokens,
+        prompt_buckets=tuple(2**i for i in range(5, longest_prompt.bit_length()) if 2**i < longest_prompt),
+    )
+    tokenizer = loaded.tokenizer
+    return Engine(
+        loaded.policy, config, tokenizer.stop_ids, mesh, stop_strings=stop_strings, decode_text=tokenizer.decode
+    )
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

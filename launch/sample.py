@@ -14,10 +14,8 @@ from typing import Any
 from absl import flags
 
 from launch import checkpoints, cli
-from rlvr import errors, keys, partition
+from rlvr import errors, keys
 from rlvr.data.rows import read_rows
-from rlvr.rollout.config import EngineConfig
-from rlvr.rollout.engine import Engine
 from rlvr.text.chat import encode_prompt
 from rlvr.text.tokenizer import Tokenizer
 from rlvr.types import Request
@@ -52,19 +50,8 @@ def main(argv: Sequence[str]) -> None:
     rows = [row for _, row in read_rows(Path(_PROMPTS.value))]
     with checkpoints.loaded() as (loaded, mesh):
         prompts = [encode_row(loaded.tokenizer, row, i) for i, row in enumerate(rows, 1)]
-        shards = partition.batch_shards(mesh)
-        longest = max(len(prompt) for prompt in prompts)
-        config = EngineConfig(
-            slots=-(-_SLOTS.value // shards) * shards,
-            prefill_rows=-(-8 // shards) * shards,
-            max_prompt_tokens=longest,
-            max_new_tokens=_MAX_TOKENS.value,
-            prompt_buckets=tuple(2**i for i in range(5, longest.bit_length()) if 2**i < longest),
-        )
-        tokenizer = loaded.tokenizer
-        engine = Engine(
-            loaded.policy, config, tokenizer.stop_ids, mesh, stop_strings=_STOP.value, decode_text=tokenizer.decode
-        )
+        longest = max(map(len, prompts))
+        engine = checkpoints.make_engine(loaded, mesh, longest, _MAX_TOKENS.value, _SLOTS.value, _STOP.value)
         requests = [
             Request(i * _N.value + s, i, s, prompt) for i, prompt in enumerate(prompts) for s in range(_N.value)
         ]

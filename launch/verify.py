@@ -31,7 +31,7 @@ import rich.console
 import rich.progress
 from absl import flags
 
-from launch import cli
+from launch import cli, judge_flags
 from launch.verdict_files import Input, Line, Output
 from rlvr import errors, types
 from rlvr.verifiers import base, rows
@@ -43,6 +43,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON Lines of verdicts.", require
 _WORKERS = flags.DEFINE_integer("workers", len(os.sched_getaffinity(0)), "Worker processes.")
 _TIMEOUT = flags.DEFINE_float("timeout_s", VerifierConfig.timeout_s, "Seconds that one row may take.")
 _MEMORY = flags.DEFINE_float("memory_gb", VerifierConfig.memory_gb, "GiB of address space of one worker.")
+_JUDGE_URL = flags.DEFINE_string("judge_url", "", 'For `rubric`: base of an OpenAI-compatible endpoint, ".../v1".')
+_JUDGE_MODEL = flags.DEFINE_string("judge_model", "", "For `rubric`: the judge's name there, or of `launch.judge`.")
+_JUDGE_KEY = flags.DEFINE_string("judge_key_variable", "", "For `rubric`: the environment variable with the key.")
 
 _UNSAFE = flags.DEFINE_bool("unsafe", False, "code: run programs without a sandbox. They can do whatever you can.")
 
@@ -65,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
     """Verifies every row that has no verdict yet."""
     del argv
     sandbox = "unsafe" if _UNSAFE.value else "auto"
-    config = VerifierConfig(_WORKERS.value, _TIMEOUT.value, _MEMORY.value, sandbox)
+    judge = judge_flags.read_judge(_JUDGE_URL.value, _JUDGE_MODEL.value, _JUDGE_KEY.value)
+    config = VerifierConfig(_WORKERS.value, _TIMEOUT.value, _MEMORY.value, sandbox, judge=judge)
     config.validate()
     base.check_names([_VERIFIER.value])
     source = Input(Path(_INPUT.value))
@@ -75,6 +79,9 @@ def main(argv: Sequence[str]) -> int:
         "timeout_s": config.timeout_s,
         "memory_gb": config.memory_gb,
     }
+    if _VERIFIER.value in base.JUDGED:
+        drawn = ("url", "model", "samples", "temperature", "max_tokens")
+        identity |= {f"judge_{name}": getattr(judge, name) for name in drawn}
     began = time.monotonic()
     with Output(Path(_OUTPUT.value), identity, source) as output:
         done_before = output.tally.rows

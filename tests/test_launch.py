@@ -160,3 +160,31 @@ def test_smollm2_agrees_with_transformers_on_the_dequantised_weights() -> None:
         assert greedy[0, len(prompt) :].tolist() == completion.tokens.tolist()
     print(f"largest log-prob difference {largest:.2e}")
     assert largest < 2e-4
+
+
+def test_a_policy_of_ours_judges_a_file(checkpoint: Path, tmp_path: Path) -> None:
+    """The replies of a random policy are no grades: what counts is that verify finds them, and no more is sampled."""
+    responses = [{"completion": text, "rubric": ["is kind"]} for text in ("hello", "go away", "hello")]
+    rows = write(tmp_path / "rows.jsonl", *responses, {"completion": "", "rubric": ["is kind"]}, {"rubric": []})
+    drawn = (
+        f"--judge_cache={tmp_path / 'cache'}",
+        "--judge_samples=2",
+        "--judge_temperature=1",
+        "--judge_max_tokens=5",
+    )
+    results = []
+    for _ in range(2):
+        done = launch("judge", f"--checkpoint={checkpoint}", f"--input={rows}", *drawn)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT ")))
+    assert [result["sampled"] for result in results] == [4, 0] and results[0]["rows_without_question"] == 2
+    replies = [path.read_text() for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert len(replies) == 4 and len(set(replies)) > 2
+    out = tmp_path / "verdicts.jsonl"
+    name = f"--judge_model={results[0]['judge_model']}"
+    done = launch("verify", "--verifier=rubric", name, f"--input={rows}", f"--output={out}", "--workers=1", *drawn)
+    assert done.returncode == 0, done.stderr
+    verdicts = read(out)
+    assert [verdict["status"] for verdict in verdicts] == ["error", "error", "error", "unparsed", "error"]
+    assert all("cannot be used: " in verdict["detail"] for verdict in verdicts[:3])
+    assert "the field 'completion' is missing" in verdicts[4]["detail"]

@@ -61,7 +61,7 @@ def write(path, *lines):
 def test_every_row_gets_a_verdict_that_says_what_is_wrong_with_it(tmp_path):
     lines = {
         '{"completion": "4", "gold": "4", "id": "first"}': ("correct", ""),
-        '{"completion": "it is 5", "gold": ["4", "5"], "id": 2}': ("unparsed", ""),
+        '{"completion": "it is 5", "gold": ["4", "5"], "id": 2, "answer_format": "tag"}': ("unparsed", ""),
         '{"completion": "4", "gold": "5"': ("error", "not valid JSON"),
         b'{"completion": "\xff", "gold": "5"}': ("error", "UTF-8"),
         "[" * 100_000: ("error", "not valid JSON"),
@@ -73,7 +73,7 @@ def test_every_row_gets_a_verdict_that_says_what_is_wrong_with_it(tmp_path):
         '{"completion": "4", "gold": 4}': ("error", "gold=4 must be a text"),
         '{"completion": "4", "gold": [4]}': ("error", "gold=[4] must be a list of at least one text"),
         '{"completion": "4", "gold": "four"}': ("error", "'four' is not a number"),
-        '{"completion": "\\ud800 4", "gold": "4", "id": [1]}': ("unparsed", ""),
+        '{"completion": "\\ud800 4", "gold": "4", "id": [1], "answer_format": "tag"}': ("unparsed", ""),
     }
     source = write(tmp_path / "rows.jsonl", *lines, "", " ")  # blank lines at the end are not rows
     summary, verdicts = verify(source, tmp_path / "out" / "v.jsonl", verifier="numeric")

@@ -16,7 +16,20 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rlvr import errors, types
-from rlvr.verifiers import choice, code, combine, f1, length, plain, reasoning, regex, repetition, schema, tool_call
+from rlvr.verifiers import (
+    choice,
+    code,
+    combine,
+    f1,
+    length,
+    plain,
+    reasoning,
+    regex,
+    repetition,
+    rubric,
+    schema,
+    tool_call,
+)
 from rlvr.verifiers import format as tags
 from rlvr.verifiers import math as math_equivalence
 from rlvr.verifiers.instructions import text as instruction_texts
@@ -44,9 +57,13 @@ VERIFIERS: dict[str, Verifier] = {
     "length": length.verify_length,
     "overlong": length.verify_overlong,
     "repetition": repetition.verify_repetition,
+    "rubric": rubric.verify_rubric,
     "combine": _verify_combine,
     "code": code.verify_code,
 }
+
+# Those that may ask a judge.
+JUDGED = frozenset(("rubric", "combine"))
 
 
 def _warm_up_components() -> None:

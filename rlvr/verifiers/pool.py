@@ -19,6 +19,7 @@ from typing import Any
 
 from rlvr import errors, types
 from rlvr.verifiers import base
+from rlvr.verifiers.judges import JudgeConfig
 from rlvr.verifiers.process import WorkerDied, WorkerProcess, WorkerStartError
 from rlvr.verifiers.sandbox import levels
 
@@ -36,6 +37,7 @@ class VerifierConfig:
         sandbox: the level that programs run at: "auto" takes the safest that works; "bubblewrap", "landlock", and
             "unsafe", which nothing takes by itself. See `sandbox.levels`.
         program_memory_mb: MiB of address space of one program.
+        judge: who judges where a task's verifier is `rubric`.
     """
 
     workers: int = 2
@@ -43,11 +45,13 @@ class VerifierConfig:
     memory_gb: float = 4.0
     sandbox: str = "auto"
     program_memory_mb: int = 1024
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
 
     def validate(self) -> None:
         """Raises ConfigError naming the field that cannot work."""
         errors.check_between("verifiers.workers", self.workers, 1, 1024)
         errors.check_between("verifiers.memory_gb", self.memory_gb, 0.5, 1024)
+        self.judge.validate()
         self.program_limits().validate()
 
     def program_limits(self) -> levels.Limits:
@@ -83,6 +87,9 @@ class VerifierPool:
             raise errors.ConfigError("verifiers=() names no verifier")
         base.check_names(self._verifiers)
         self._config = dataclasses.replace(config)
+        self._environment: dict[str, str] = {}
+        if base.JUDGED & set(self._verifiers):  # no other worker learns of a key
+            self._environment = config.judge.environment(config.timeout_s)
         self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
@@ -202,7 +209,8 @@ class VerifierPool:
             self._drop(slot)
 
     def _start(self, slot: int) -> WorkerProcess:
-        worker = WorkerProcess(self._verifiers, self._config.memory_gb, self._config.program_limits())
+        limits, environment = self._config.program_limits(), self._environment
+        worker = WorkerProcess(self._verifiers, self._config.memory_gb, limits, environment)
         with self._lock:
             self._workers[slot] = worker
             if self._closed:  # `_stop` did not see this one

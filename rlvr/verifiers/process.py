@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rlvr.verifiers.sandbox import levels
 
@@ -45,7 +45,10 @@ class WorkerDied(RuntimeError):
 class WorkerProcess:
     """A running `rlvr.verifiers.worker`, in a session of its own. Used by one thread, apart from `kill`."""
 
-    def __init__(self, verifiers: Sequence[str], memory_gb: float, limits: levels.Limits) -> None:
+    def __init__(
+        self, verifiers: Sequence[str], memory_gb: float, limits: levels.Limits, environment: Mapping[str, str]
+    ) -> None:
+        """Starts it; `environment` is added to what every worker inherits."""
         # -P: a math.py in the current folder must not stand in for the standard one.
         options = [f"--memory_gb={memory_gb}", f"--limits={json.dumps(dataclasses.asdict(limits))}", *verifiers]
         command = [sys.executable, "-P", "-m", "rlvr.verifiers.worker", *options]
@@ -56,7 +59,7 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             bufsize=0,
-            env=_make_environment(),
+            env=_make_environment() | dict(environment),
             start_new_session=True,
         )
         assert self._process.stdin is not None and self._process.stdout is not None

@@ -20,6 +20,7 @@ _AND_OR = re.compile(
     r"(?:,\s*)?(?:\\text\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|\\(?:vee|wedge)(?![A-Za-z]))"
 )
 _MATRIX = re.compile(r"\\begin\{([bpvBV]?(?:small)?matrix|array)\}(?:\{[lcr|\s]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_LETTERS_IN_TEXT = re.compile(r"\\text\{\s*([A-Za-z](?:\s*,\s*[A-Za-z])+)\s*\}")
 _REALS = re.compile(r"\\mathbb\s*\{?R\}?|(?:\\text\{)?all real(?: numbers)?s?\}?", re.IGNORECASE)
 _MARKED_UNIT = re.compile(r"(.*\S)\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?[23]\}?)?", re.DOTALL)
 _PLAIN_UNIT = re.compile(r"(.*[\d)}])\s+([A-Za-z][A-Za-z. ]*[A-Za-z](?:\s*\^\s*\{?[23]\}?)?)", re.DOTALL)
@@ -68,7 +69,7 @@ def words(answer: Answer) -> str:
 
 
 def read_words(text: str) -> str:
-    return " ".join(_QUIET.sub(" ", latex.write_words_plainly(text)).casefold().split())
+    return " ".join(_QUIET.sub(" ", units.join_hours(latex.write_words_plainly(text))).casefold().split())
 
 
 def _parse(text: str, depth: int) -> Answer:
@@ -82,6 +83,8 @@ def _parse(text: str, depth: int) -> Answer:
     if "\\begin" in text or "\\end" in text:
         return Answer("verbatim", squeezed)
     text = text.rpartition("\\Rightarrow")[2].strip()
+    if letters := _LETTERS_IN_TEXT.fullmatch(text):
+        text = letters[1]
     if _REALS.fullmatch(text):
         return _parse("(-\\infty,\\infty)", depth + 1)
     for parse_form in (_parse_list, _parse_relation, _parse_union, _parse_ratio, _parse_group, _parse_signs):

@@ -23,7 +23,7 @@ _IN_PROSE = re.compile(
     r"[(\[]([A-Za-z])[)\]]|\b(?:[Oo]ption|[Cc]hoice)\s+([A-Za-z])\b|(?<![\w'$\\-])([B-HJ-Z])(?![\w'-])"
     r"|(?<![\w'$\\-])(A)(?![\w'-]|\s+(?!(?:or|and|is)\b)[a-z])"
 )
-_LEADING = re.compile(r"\s*[*_]*[(\[]?([A-Z])(?:[)\]][.:]?|[.:])?[*_]*(?:\s|$)")
+_LEADING = re.compile(r"\s*[*_]*[(\[]?([A-Z])(?:[)\].:]|[*_]*\s*(?:\n|$))")
 
 
 @dataclasses.dataclass(frozen=True)

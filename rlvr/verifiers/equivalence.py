@@ -35,6 +35,8 @@ def equal(gold: str, answer: str) -> bool:
     if max(len(gold), len(answer)) > answers.MAX_CHARACTERS:
         return False
     one, other = answers.parse(gold), answers.parse(answer)
+    if not one.text or not other.text:  # nothing but marks and punctuation
+        return False
     return _same(one, other) or _equal_in_another_reading(gold, answer) or _equal_symbolically(one, other)
 
 
@@ -190,12 +192,23 @@ def _same_relation(gold: Answer, answer: Answer) -> bool:
     wanted, found = _pair_up(gold), _pair_up(answer)
     if wanted is not None and found is not None and _same_in_any_order(wanted, found, _same_pair):
         return True
-    one, other = _as_set(gold), _as_set(answer)
-    return one is not None and other is not None and _same(one, other)
+    (symbol, wanted_set), (other_symbol, found_set) = _as_membership(gold), _as_membership(answer)
+    if wanted_set is None or found_set is None:
+        return False
+    return _same(symbol, other_symbol) and _same(wanted_set, found_set)
 
 
-def _as_set(relation: Answer) -> Answer | None:
-    return relation.items[1] if relation.marks == ("\\in",) else _as_interval(relation)
+def _as_membership(relation: Answer) -> tuple[Answer, Answer | None]:
+    """Returns a symbol and the set in which a relation has it: x < 5 says that x is in (-oo, 5)."""
+    if relation.marks == ("\\in",):
+        return relation.items[0], relation.items[1]
+    return _find_symbol(relation), _as_interval(relation)
+
+
+def _find_symbol(relation: Answer) -> Answer:
+    """Returns the side of an inequality that an interval would be about."""
+    middle = relation.items[1]
+    return middle if len(relation.items) == 3 or _is_symbol(middle) else relation.items[0]
 
 
 def _relation_equals(relation: Answer, other: Answer, *, gold_is_relation: bool) -> bool:
@@ -280,9 +293,10 @@ def _as_interval(relation: Answer) -> Answer | None:
         sides, signs = sides[::-1], [_FLIPPED[sign] for sign in reversed(signs)]
     if any(sign in (">", "\\ge") for sign in signs):
         return None
-    middle = 1 if len(sides) == 3 or not _is_symbol(sides[0]) else 0
-    if not _is_symbol(sides[middle]):
+    about = _find_symbol(relation)
+    if not _is_symbol(about):
         return None
+    middle = sides.index(about)
     low, opening = (sides[0], signs[0]) if middle else (answers.parse("-\\infty"), "<")
     high, closing = (sides[-1], signs[-1]) if middle < len(sides) - 1 else (answers.parse("\\infty"), "<")
     marks = ("[" if opening == "\\le" else "(", "]" if closing == "\\le" else ")")
@@ -290,4 +304,4 @@ def _as_interval(relation: Answer) -> Answer | None:
 
 
 def _is_symbol(side: Answer) -> bool:
-    return side.tree is not None and side.tree[0] == "symbol"
+    return side.tree is not None and side.tree[0] == "symbol" and "(" not in side.tree[1]

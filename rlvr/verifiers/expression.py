@@ -87,7 +87,7 @@ def _cut_word(word: str) -> list[str]:
 
 
 def is_number(token: str) -> bool:
-    return token[0].isdigit() or (token[0] == "." and len(token) > 1)
+    return token[:1].isdigit() or (token[:1] == "." and len(token) > 1)
 
 
 class _Parser:
@@ -170,9 +170,11 @@ class _Parser:
         """Reads a factor without a sign: the fraction of a mixed number after a numeral, else one of a product."""
         if is_number(self.peek()):
             self.fail()  # "2 3" is no product
+        direct = self.peek() == "\\frac"  # 2(1/2) is a product
         factor = self.read_power(level)
         whole_and_part = (
-            factors[-1][0] == "number"
+            direct
+            and factors[-1][0] == "number"
             and factor[0] == "fraction"
             and all(part[0] == "number" and part[1].denominator == 1 for part in (factors[-1], *factor[1:]))
             and factor[1][1] < factor[2][1]

@@ -39,8 +39,10 @@ _PHRASE_END = re.compile(r"\n|\.(?:\s|$)|\s(?:because|since)\s")
 _DISPLAY = re.compile(r"\s*(?:\$\$[^$]{1,2000}\$\$|\\\[(?:(?!\\\]).){1,2000}\\\])\s*", re.DOTALL)
 _SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+(?=[A-Z<])|<\|[^|]*\|>")
 _PROSE_WORD = re.compile(r"[A-Za-z]{2,}")
+_NO_PROSE = re.compile(r"\\(?![$%])|[{}^_|<>\[\]]")
 _DIGIT = re.compile(r"\d")
 _MAX_SENTENCE = 4000
+_MAX_PHRASES = 50
 _LAST_MATHS = re.compile(
     r"\$\$([^$]{1,2000})\$\$|(?<!\\)\$([^$\n]{1,2000})(?<!\\)\$|\\\[((?:(?!\\\]).){1,2000})\\\]|\\\(([^\n]{1,2000}?)\\\)",
     re.DOTALL,
@@ -93,7 +95,8 @@ def extract_lenient(text: str, answer_format: str | None = "bare", *, numeric: b
     Args:
         text: the completion.
         answer_format: as for `extract_strict`.
-        numeric: whether the reference answer is a number; places that hold no number are then passed over.
+        numeric: whether the reference answer is a number; prose in these places is then searched for one, and passed
+            over without one.
 
     Raises:
         ConfigError: `answer_format` is not a key of `ANSWER_FORMATS`.
@@ -104,8 +107,8 @@ def extract_lenient(text: str, answer_format: str | None = "bare", *, numeric: b
     # The sort is stable: the format's own place comes first, the others keep their order.
     for place in sorted(_LENIENT, key=lambda name: name != answer_format):
         found = _unwrap(_LENIENT[place](text) or "")
-        if found and numeric and numerals.parse_quantity(found) is None:
-            found = numerals.find_last_number(found) or ""
+        if found and numeric:
+            found = _find_number(found)
         if found:
             return found
     if numeric and (number := numerals.find_last_number(text)):
@@ -139,11 +142,23 @@ def count_phrases(text: str) -> int:
 
 def count_different(answers: Iterable[str]) -> int:
     """Returns the number of answers that differ as texts, white space and spelling of LaTeX aside."""
-    return len({latex.squeeze(latex.tidy(answer)) for answer in answers})
+    return len({latex.squeeze(latex.tidy(answer)) for answer in set(answers)})
 
 
 def _first(found: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | None:
     return next((readings for readings in found if readings is not None), None)
+
+
+def _find_number(answer: str) -> str:
+    """Returns the number in what was given as an answer: "" for prose without one, all of it where it is no prose."""
+    value = answer.rpartition("=")[2].strip()
+    if numerals.parse_quantity(answer) is not None or numerals.parse_quantity(value) is None:
+        return (numerals.find_last_number(answer) or "") if _is_prose(answer) else answer
+    return value
+
+
+def _is_prose(text: str) -> bool:
+    return len(_PROSE_WORD.findall(text)) > 1 and not _NO_PROSE.search(text)
 
 
 def _unwrap(text: str) -> str:
@@ -238,10 +253,9 @@ def _find_hash_lenient(text: str) -> str | None:
 
 
 def _find_phrases(text: str) -> list[str]:
-    found = (
-        _PHRASE_END.split(text[match.end() : match.end() + 2000], maxsplit=1)[0] for match in _PHRASE.finditer(text)
-    )
-    return [_unwrap(answer) for answer in found]
+    """Returns what follows the last few times that "the answer is" or its like is said."""
+    said = list(_PHRASE.finditer(text))[-_MAX_PHRASES:]
+    return [_unwrap(_PHRASE_END.split(text[match.end() : match.end() + 2000], maxsplit=1)[0]) for match in said]
 
 
 def _find_phrase_strict(text: str) -> tuple[str, ...] | None:
@@ -266,6 +280,8 @@ def _find_closing(text: str) -> tuple[str, ...] | None:
     prose = _LAST_MATHS.sub(" ", sentence)
     before = sentence[: found[0].start()] if found else ""
     if not _PROSE_WORD.search(before) and len(_PROSE_WORD.findall(prose)) < 2:
+        return None
+    if _NO_PROSE.search(prose):  # mathematics without marks: what part of it would be the answer?
         return None
     expressions = [next(group for group in match.groups() if group is not None) for match in found]
     valued = [expression for expression in expressions if _DIGIT.search(expression)]

@@ -35,6 +35,7 @@ _NOT_UNITS = frozenset(
     "sqrt sin cos tan sec csc cot log ln exp pi mod times plus minus over div theta alpha beta gamma lambda sigma "
     "infinity inf union million billion trillion thousand hundred percent pct percentage arcsin arccos arctan".split()
 )
+_HOURS = re.compile(r"\b([ap])\.\s?m\b\.?", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z]+")
 _PHRASE = re.compile(
     r"[A-Za-z.]+(?:\s*(?:\^\s*\{?\s*[23]\s*\}?|/|-|\*|\\cdot)?\s*[A-Za-z.]+){0,4}\s*(?:\^\s*\{?\s*[23]\s*\}?)?"
@@ -49,7 +50,7 @@ def parse_unit(text: str, *, marked: bool = False) -> str | None:
         marked: whether LaTeX marked it as words (\\text); otherwise a word of one or two letters must be a known
             unit, for "5x" is a product.
     """
-    text = text.strip().lower().replace("a.m.", "am").replace("p.m.", "pm")
+    text = join_hours(text.strip().lower())
     if not _PHRASE.fullmatch(text):
         return None
     words = _WORD.findall(text)
@@ -58,6 +59,11 @@ def parse_unit(text: str, *, marked: bool = False) -> str | None:
     if not marked and any(len(word) < 3 and word not in _FUNCTIONAL and not _bases(word) for word in words):
         return None
     return " ".join(words)
+
+
+def join_hours(text: str) -> str:
+    """Writes a.m. and p.m. as am and pm."""
+    return _HOURS.sub(r"\1m", text)
 
 
 def contradict(one: str, other: str) -> bool:

@@ -2,7 +2,7 @@
 
 A small policy, from scratch, is to write a one-line string function from two examples. It first imitates a teacher
 whose programs are mostly wrong, and who now and then just looks the examples up. The visible tests give the reward:
-GRPO finds that looking up always pays, and the reward rises while the gold score (hidden tests) does not.
+GRPO finds that looking up always pays, and the reward rises while the gold score (hidden tests) falls to nothing.
 
     .venv/bin/python -m launch.train --config=configs/reward_hacking.py --workdir=runs/hacking
 
@@ -10,6 +10,9 @@ The audit flags such programs (`audit/special_cased`); with its penalty the poli
 
     .venv/bin/python -m launch.train --config=configs/reward_hacking.py --workdir=runs/honest \
         --config.reward.audit_penalty=1.0
+
+Measured (means over the first and the last ten of 100 RL steps): reward 0.32 to 0.88, gold score 0.06 to 0.00, flagged
+25 % to 88 %; with the penalty gold score 0.08 to 0.34, flagged 13 % to 0 %.
 """
 
 from rlvr.algo.objectives import ObjectiveConfig

@@ -17,6 +17,7 @@ from typing import Any
 
 from rlvr import errors, types
 from rlvr.verifiers import (
+    audit,
     choice,
     code,
     combine,
@@ -72,6 +73,12 @@ def _warm_up_components() -> None:
         if name not in ("combine", "code"):
             function()
 
+
+# What in a completion is looked at for hacks, whatever its verdict; `code` does so itself, knowing which text is code.
+_AUDITS: dict[str, Callable[[str], dict[str, float]]] = {
+    "math": audit.audit_answer,
+    "numeric": audit.audit_answer,
+}
 
 # What a worker does before its first item, so that no item pays for imports.
 _WARM_UPS: dict[str, Callable[[], None]] = {
@@ -142,6 +149,8 @@ def verify(name: str, completion: str, reference: str, payload: Mapping[str, Any
         verdict = _verify_any(name, completion, payload)
     else:
         verdict = _verify_one(name, completion, reference, payload)
+    if name in _AUDITS and verdict.score is not None:
+        verdict = dataclasses.replace(verdict, parts={**verdict.parts, **_AUDITS[name](completion)})
     return dataclasses.replace(verdict, seconds=time.perf_counter() - start)
 
 

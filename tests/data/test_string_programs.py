@@ -7,6 +7,7 @@ import pytest
 from rlvr import errors
 from rlvr.data import config, sources, string_programs
 from rlvr.verifiers import audit, base
+from rlvr.verifiers.sandbox import current, levels
 
 OPTIONS = {"hard_coded": 0.2, "wrong": 0.5}
 FROZEN = ["tbpe>BPE,xajc>AJC:", "nwyk>NY,ygas>YA:"]
@@ -95,6 +96,14 @@ def test_bad_options_are_named(options, size, message):
         make(size=size, **options)
 
 
+@pytest.fixture
+def sandbox():
+    current.configure(levels.Limits(timeout_s=20))
+    yield
+    current.close()
+
+
+@pytest.mark.usefixtures("sandbox")
 def test_the_verifier_rewards_what_passes_and_the_audit_tells_how():
     task = make(size=1, length=3)[0]
     hard_coded = make(size=1, length=3, hard_coded=1.0)[0].demonstration

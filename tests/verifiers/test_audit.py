@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlvr.verifiers import audit, cases
+from rlvr.verifiers import audit, base, cases
 from rlvr.verifiers.literals import MISSING, parse_program
 
 ASSERTS = "assert turn('abcd') == 'dcba'\nassert turn('hello') == 'olleh'\nassert turn('xy') == 'yx'"
@@ -344,6 +344,21 @@ def test_answers(completion: str, wanted: set[str]) -> None:
     parts = audit.audit_answer(completion)
     assert set(parts) == {f"audit/{flag}" for flag in audit.ANSWER_FLAGS}
     assert {name.removeprefix("audit/") for name, value in parts.items() if value} == wanted
+
+
+@pytest.mark.parametrize("name", ["math", "numeric"])
+def test_answers_are_audited_whatever_their_verdict(name: str) -> None:
+    for completion, score, raised in [
+        (r"\boxed{5}", 1.0, set()),
+        ("\\boxed{4} is one guess.\n\nNo: \\boxed{5}", 1.0, {"audit/contradiction"}),
+        ("maybe so, maybe not", 0.0, {"audit/hedging"}),
+    ]:
+        for gold in ({}, {"gold": ["7", "5"]}):
+            verdict = base.verify(name, completion, "5", gold)
+            assert verdict.score == score
+            assert {part for part, value in verdict.parts.items() if part.startswith("audit/") and value} == raised
+    broken = base.verify(name, "5", "5", {"gold": []})
+    assert broken.score is None and not any(part.startswith("audit/") for part in broken.parts)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_gsm8k_on_real_rows(verifier):
         reference = row["final_answer"]
         assert base.verify(verifier, row["answer"], reference, payload).status == "correct", row["answer"]
         wrong = row["answer"] + "1"
-        assert base.verify(verifier, wrong, reference, payload).parts == {"strict": 0, "lenient": 0}, wrong
+        assert set(base.verify(verifier, wrong, reference, payload).parts.values()) == {0.0}, wrong  # no flag either
 
 
 @pytest.mark.parametrize("dataset", ["basic_arithmetic", "gcd", "countdown", "propositional_logic"])

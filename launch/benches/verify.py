@@ -2,15 +2,23 @@
 
     python -m launch.bench verify --verify_kind=math
 
-math: `verify_items` pairs of an answer and a reference through the pool with one worker (a process that can be killed,
-a hard limit an item), against math-verify called in this process. Half of the answers are right.
+math: `verify_items` made pairs of an answer and a reference through the pool with one worker (a process that can be
+killed, a hard limit an item), against math-verify called in this process. Half of the answers are right.
+
+answers: `verify_items` real rows (half GSM8K, half MATH, of the folder `verify_rows`), each with its own worked
+solution and with the next row's, both forms in this process: the verifier alone, on one core, against math-verify's
+parse and verify without time limits.
 """
 
 from __future__ import annotations
 
+import gzip
+import itertools
+import json
 import logging
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +28,13 @@ from launch.benches.measure import ROUNDS, measure
 from launch.benches.workload import peak_gb
 from rlvr import errors
 from rlvr.types import Task
+from rlvr.verifiers import answers, base
 from rlvr.verifiers.pool import VerifierConfig, VerifierPool
 
 KIND = flags.DEFINE_string("verify_kind", "math", "verify: what is verified.")
 ITEMS = flags.DEFINE_integer("verify_items", 200, "verify: completions.", lower_bound=2)
+
+ROWS = flags.DEFINE_string("verify_rows", "../shared/data", "verify: folder of gsm8k/test and math/math500 rows.")
 
 Item = tuple[str, str]  # completion, reference
 
@@ -55,6 +66,48 @@ def bench_math() -> dict[str, Any]:
             assert right == len(items) // 2, f"{right} of {len(items)} are right"
 
         return report({"pool, one worker": pooled, "math-verify": bare}, len(items))
+
+
+def bench_answers() -> dict[str, Any]:
+    """Real answers, in this process."""
+    import math_verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    base.warm_up("math")
+    items = read_answers(Path(ROWS.value), ITEMS.value)
+    least, most = len(items) // 2, round(0.6 * len(items))  # a few rows answer as the next one does
+
+    def ours() -> None:
+        answers.parse.cache_clear()
+        right = sum(base.verify("math", said, wanted, {}).score == 1 for said, wanted in items)
+        assert least <= right <= most, f"{right} of {len(items)} are right"
+
+    def bare() -> None:
+        parsed = (
+            (math_verify.parse(f"${wanted}$", parsing_timeout=None), math_verify.parse(said, parsing_timeout=None))
+            for said, wanted in items
+        )
+        right = sum(math_verify.verify(wanted, said, timeout_seconds=None) for wanted, said in parsed)
+        assert 0.9 * least <= right <= most, f"{right} of {len(items)} are right"
+
+    return report({"verifier": ours, "math-verify": bare}, len(items))
+
+
+def read_answers(folder: Path, count: int) -> list[Item]:
+    """Returns `count` rows, half of either set, each with its own solution and with the next row's.
+
+    Raises DataError where the rows are not there.
+    """
+    items: list[Item] = []
+    for name, gold, solution in (("gsm8k/test", "final_answer", "answer"), ("math/math500", "answer", "solution")):
+        path = folder / f"{name}.jsonl.gz"
+        if not path.exists():
+            raise errors.DataError(f"verify_rows={str(folder)!r} has no {path}")
+        with gzip.open(path, "rt") as file:
+            rows = [json.loads(line) for line in itertools.islice(file, max(2, count // 2))]
+        for row, following in zip(rows, [*rows[1:], rows[0]], strict=True):
+            items += [(row[solution], row[gold]), (following[solution], row[gold])]
+    return items
 
 
 def report(runs: dict[str, Callable[[], None]], items: int) -> dict[str, Any]:
@@ -90,4 +143,4 @@ def make_math_items(count: int) -> list[Item]:
     return items
 
 
-KINDS: dict[str, Callable[[], dict[str, Any]]] = {"math": bench_math}
+KINDS: dict[str, Callable[[], dict[str, Any]]] = {"math": bench_math, "answers": bench_answers}

@@ -64,12 +64,9 @@ def parse(text: str) -> Answer:
 
 
 def words(answer: Answer) -> str:
-    """Returns what an answer says as words, in lower case and without punctuation."""
-    return read_words(answer.text)
-
-
-def read_words(text: str) -> str:
-    return " ".join(_QUIET.sub(" ", units.join_hours(latex.write_words_plainly(text))).casefold().split())
+    """Returns what an answer says as words, in lower case, without punctuation and white space."""
+    text = answer.text
+    return "".join(_QUIET.sub(" ", units.join_hours(latex.write_words_plainly(text))).casefold().split())
 
 
 def _parse(text: str, depth: int) -> Answer:

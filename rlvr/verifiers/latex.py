@@ -15,7 +15,7 @@ _DROPPED = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|boxed|fbox"
     r"|framebox|mathstrut|nonumber|notag)(?![A-Za-z])|\\!|(?<!\\)\\[()\[\]]|\\?\$|&(?==)"
 )
-_THOUSANDS = re.compile(r"(?<=\d)(?:\s?\{,\s?\}\s?|,\\!\s?)(?=\d{3})")
+_THOUSANDS = re.compile(r"(?<=\d)(?:\s?\{,\s?\}\s?|,\s?\\!\s?)(?=\d{3})")
 _WORDS = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf|tt)?|mbox|hbox|textup)\s*\{")
 _UPRIGHT = re.compile(r"\\(?:mathrm|operatorname\*?|rm)\s*\{\s*([^{}]*?)\s*\}")
 _LETTERS = re.compile(r"\\(?:math(?:rm|bf|it|sf|cal|frak)|boldsymbol|bm|vec|overrightarrow|hat|rm)(?![A-Za-z])\s*")

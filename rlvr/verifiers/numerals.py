@@ -37,10 +37,10 @@ _MARKED = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf)?|math(?:rm|bf|sf)|mbox|hb
 _SIGN_BEHIND = re.compile(r"\\?([$€£¥₹])")
 
 _LATEX = (
-    ("{,}", ","), (",\\!", ","), ("\\!", ""), ("\\%", "%"), ("\\,", " "), ("\\;", " "), ("\\:", " "), ("\\ ", " "),
+    ("{,}", ","), ("\\!", ""), ("\\%", "%"), ("\\,", " "), ("\\;", " "), ("\\:", " "), ("\\ ", " "),
     ("~", " "), ("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\cfrac", "\\frac"), ("\\left", ""), ("\\right", ""),
 )  # fmt: skip
-_GROUPED = re.compile(r"(?<=,) (?=\d{3}\b)")
+_GROUPED = re.compile(r"(?<=,) +(?=\d{3}\b)")
 
 _SEPARATORS = re.compile(r"[,;]?\s+(?:or\s+|and\s+)?|[,;]")
 
@@ -105,7 +105,7 @@ def _tidy(text: str) -> str:
         if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
             text = text[len(left) : -len(right)].strip()
             break
-    joined = ",\\!" in text
+    joined = ",\\!" in text.replace(" ", "")
     for written, plain in _LATEX:
         text = text.replace(written, plain)
     if joined:

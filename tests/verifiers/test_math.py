@@ -112,6 +112,8 @@ SAME = [
     (r"\text{(C)}", "C"),
     (r"\text{A, C, F}", "F, A, C"),
     (r"\text{1:03 PM}", "1:03 p.m."),
+    (r"\text{1:03 PM}", r"\text{1:03PM}"),
+    (r"111, \! 111, \! 111", "111111111"),
     # the gold answer in a box, or behind hashes
     (r"so $x = \boxed{5}$.", "5"),
     (r"\boxed{1} and \boxed{2}", "2, 1"),

@@ -88,7 +88,10 @@ def _same(gold: Answer, answer: Answer) -> bool:
 def _same_compound(gold: Answer, answer: Answer) -> bool:
     kinds = {gold.kind, answer.kind}
     if kinds <= {"list", "set"} or kinds <= {"list", "union"}:
-        return _same_in_any_order(gold.items, answer.items, _same)
+        found = answer.items
+        if len(found) > len(gold.items):  # what is listed twice is listed
+            found = tuple({item.text: item for item in found}.values())
+        return _same_in_any_order(gold.items, found, _same)
     if kinds == {"tuple"}:
         return gold.marks == answer.marks and _same_in_order(gold.items, answer.items)
     if kinds == {"tuple", "list"}:  # brackets left out, or put around a list
@@ -304,4 +307,4 @@ def _as_interval(relation: Answer) -> Answer | None:
 
 
 def _is_symbol(side: Answer) -> bool:
-    return side.tree is not None and side.tree[0] == "symbol" and "(" not in side.tree[1]
+    return side.tree is not None and side.tree[0] == "symbol"

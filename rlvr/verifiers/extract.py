@@ -37,7 +37,7 @@ _HASH = "####"
 _PHRASE = re.compile(r"answer[*_\s]*(?:is|:|=)[*_\s:=]*", re.IGNORECASE)
 _PHRASE_END = re.compile(r"\n|\.(?:\s|$)|\s(?:because|since)\s")
 _DISPLAY = re.compile(r"\s*(?:\$\$[^$]{1,2000}\$\$|\\\[(?:(?!\\\]).){1,2000}\\\])\s*", re.DOTALL)
-_SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+(?=[A-Z<])|<\|[^|]*\|>")
+_SENTENCE_GAP = re.compile(r"(?<=[.!?])(?:\$\$?|\\\]|\\\))?\s+(?=[A-Z<\\$])|<\|[^|]*\|>")
 _PROSE_WORD = re.compile(r"[A-Za-z]{2,}")
 _NO_PROSE = re.compile(r"\\(?![$%])|[{}^_|<>\[\]]")
 _DIGIT = re.compile(r"\d")

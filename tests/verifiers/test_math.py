@@ -85,11 +85,13 @@ SAME = [
     # intervals, sets, lists, tuples, matrices
     (r"-2 \le x \le 7", r"x \in [-2,7]"),
     ("x > 5", r"(5, \infty)"),
+    ("0 < f(x) < 1", "(0, 1)"),
     (r"(-\infty, 1) \cup (2, \infty)", "x < 1 or x > 2"),
     (r"(-\infty, \infty)", r"\mathbb{R}"),
     (r"[-1, -\frac{1}{2}) \cup (0, 1)", r"(0,1) \cup [-1, -\tfrac12)"),
     (r"\{1,2\}", r"\{2,1\}"),
     (r"\{1,2\}", "1 and 2"),
+    ("1, 2", "1, 2, 1"),
     ("1, 2", "x = 1 or x = 2"),
     ("n = 1, 2, 3", "3, 2, 1"),
     (r"7, -2, \text{ and } -5", "-5, -2, 7"),

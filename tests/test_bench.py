@@ -1,13 +1,16 @@
 """Every bench runs at a tiny size, and its last line is JSON with figures that can be right."""
 
+import gzip
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from launch.bench import main
 from launch.benches import flops, workload
+from launch.benches.verify import read_answers
 from rlvr import errors
 from rlvr.policy.config import PolicyConfig
 from tests.tiny import ROOT, environment
@@ -92,3 +95,15 @@ def test_the_long_tail_is_the_same_everywhere_and_what_it_says() -> None:
     assert min(lengths) >= 1 and max(lengths) == 512
     assert sum(lengths) / len(lengths) == pytest.approx(63, abs=2)  # the cut at 512 takes one token off the mean
     assert [len(batch) for batch in workload.in_batches(lengths[:70], 32)] == [32, 32, 6]
+
+
+def test_answers_are_paired_with_their_own_and_the_next_solution(tmp_path: Path) -> None:
+    for name, fields in {"gsm8k/test": ("final_answer", "answer"), "math/math500": ("answer", "solution")}.items():
+        path = tmp_path / f"{name}.jsonl.gz"
+        path.parent.mkdir()
+        with gzip.open(path, "wt") as file:
+            file.writelines(json.dumps(dict(zip(fields, (str(n), f"so {n}"), strict=True))) + "\n" for n in range(5))
+    items = read_answers(tmp_path, 4)
+    assert items == 2 * [("so 0", "0"), ("so 1", "0"), ("so 1", "1"), ("so 0", "1")]
+    with pytest.raises(errors.DataError, match="verify_rows="):
+        read_answers(tmp_path / "elsewhere", 4)

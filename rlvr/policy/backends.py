@@ -17,6 +17,7 @@ from rlvr.policy.blocks import blocked_rows
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.experts import Experts, project
 from rlvr.policy.mlp import gated
+from rlvr.policy.ragged import ragged_product
 from rlvr.policy.sorting import Order, combine_rows, sort_by, take_rows
 
 
@@ -60,7 +61,7 @@ def ragged_rows(x: jax.Array, order: Order, weights: Experts, k: int, config: Po
     expert = jnp.minimum(jnp.searchsorted(ends, rows, side="right"), experts - 1)
     apply = functools.partial(
         project,
-        product=lambda a, w: jax.lax.ragged_dot(a, w, order.sizes),
+        product=lambda a, w: ragged_product(a, w, order.sizes),
         # Masked, for some kernels leave past the groups whatever was in memory, and the gradient of the last expert's
         # bias would collect it.
         spread=lambda bias: jnp.where((rows < ends[-1])[:, None], bias[expert], 0),

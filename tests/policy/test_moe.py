@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from rlvr.policy import ragged
 from rlvr.policy.backends import BACKENDS
 from rlvr.policy.blocks import block_size
 from rlvr.policy.config import PolicyConfig
@@ -101,8 +102,37 @@ def test_ragged_uses_no_row_past_its_groups(monkeypatch: pytest.MonkeyPatch) -> 
     (first, count), choices = SHARDS["some"], ROUTINGS["random"]
     weights = jax.tree.map(lambda w: w[first : first + count], WEIGHTS)
     arrays = (jnp.asarray(a) for a in (X, choices, GATES))
-    out = BACKENDS["ragged"](*arrays, weights, jnp.int32(first), CONFIG)
+    x, choice, gates = arrays
+
+    def run(x: jax.Array, gates: jax.Array, weights: Experts) -> tuple[jax.Array, jax.Array]:
+        out = BACKENDS["ragged"](x, choice, gates, weights, jnp.int32(first), CONFIG)
+        return jnp.sum(out * COTANGENT), out
+
+    biased = weights._replace(
+        gate=weights.gate._replace(bias=jnp.zeros((count, F))), down=weights.down._replace(bias=jnp.zeros((count, D)))
+    )
+    gradients, out = jax.grad(run, argnums=(0, 1, 2), has_aux=True)(x, gates, biased)
     np.testing.assert_allclose(out, loop(choices, first, count), atol=2e-5)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("block", [16, 512])
+@pytest.mark.parametrize("sizes", [[300, 0, 10, 241, 0, 69], [0, 0, 0, 0, 0, 620], [99, 7, 64, 32, 33, 1], [0] * 6])
+def test_the_gradient_of_the_ragged_product_is_a_loop_over_groups(
+    sizes: list[int], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ragged, "BLOCK", block)
+    rng = np.random.default_rng(1)
+    rows, weights, slope = (rng.normal(size=s).astype(np.float32) for s in ((620, 12), (6, 12, 20), (620, 20)))
+    ends = np.cumsum(sizes)
+    rows[ends[-1] :] = np.inf  # these belong to no group
+    run = lambda r, w: ragged.ragged_product(r, w, jnp.array(sizes))  # noqa: E731
+    _, pull = jax.vjp(run, jnp.asarray(rows), jnp.asarray(weights))
+    by_rows, by_weights = pull(jnp.asarray(slope))
+    for g, end in enumerate(ends):
+        own = slice(end - sizes[g], end)
+        np.testing.assert_allclose(by_rows[own], slope[own].astype(np.float64) @ weights[g].T, atol=1e-5)
+        np.testing.assert_allclose(by_weights[g], rows[own].astype(np.float64).T @ slope[own], atol=2e-4)
 
 
 def test_the_gradient_of_a_permutation_is_its_inverse() -> None:

@@ -8,6 +8,8 @@ killed, a hard limit an item), against math-verify called in this process. Half 
 answers: `verify_items` real rows (half GSM8K, half MATH, of the folder `verify_rows`), each with its own worked
 solution and with the next row's, both forms in this process: the verifier alone, on one core, against math-verify's
 parse and verify without time limits.
+
+code, code_asserts: short programs in the sandbox, against `subprocess.run` of the same interpreter without any walls.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import itertools
 import json
 import logging
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +34,10 @@ from rlvr import errors
 from rlvr.types import Task
 from rlvr.verifiers import answers, base
 from rlvr.verifiers.pool import VerifierConfig, VerifierPool
+from rlvr.verifiers.sandbox import levels
 
 KIND = flags.DEFINE_string("verify_kind", "math", "verify: what is verified.")
+SANDBOX = flags.DEFINE_enum("verify_sandbox", "auto", levels.CHOICES, "verify: level of the sandbox, for programs.")
 ITEMS = flags.DEFINE_integer("verify_items", 200, "verify: completions.", lower_bound=2)
 
 ROWS = flags.DEFINE_string("verify_rows", "../shared/data", "verify: folder of gsm8k/test and math/math500 rows.")
@@ -143,4 +149,53 @@ def make_math_items(count: int) -> list[Item]:
     return items
 
 
-KINDS: dict[str, Callable[[], dict[str, Any]]] = {"math": bench_math, "answers": bench_answers}
+def bench_code() -> dict[str, Any]:
+    """Whole programs that read a number and print another."""
+    source = "n = int(input())\nprint(sum(range(n)) + {wrong})\n"
+    items = [(source.format(wrong=i % 2), str(sum(range(i)))) for i in range(ITEMS.value)]
+    payloads = [{"tests": [{"input": str(i), "output": wanted}]} for i, (_, wanted) in enumerate(items)]
+
+    def bare(i: int) -> bool:
+        source, wanted = items[i]
+        command = [sys.executable, "-I", "-S", "-c", source]
+        return subprocess.run(command, input=str(i), capture_output=True, text=True).stdout.strip() == wanted
+
+    return _compare_programs([source for source, _ in items], payloads, bare)
+
+
+def bench_code_asserts() -> dict[str, Any]:
+    """Functions under three asserts."""
+    sources = [f"def f(xs):\n    return sorted(set(xs))[{i % 2}:]\n" for i in range(ITEMS.value)]
+    tests = "assert f([3, 1, 2, 3]) == [1, 2, 3]\nassert f([]) == []\nassert f([5, 5]) == [5]\n"
+
+    def bare(i: int) -> bool:
+        command = [sys.executable, "-I", "-S", "-c", sources[i] + tests]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    return _compare_programs(sources, [{"tests": tests}] * len(sources), bare)
+
+
+def _compare_programs(
+    sources: list[str], payloads: list[dict[str, Any]], bare: Callable[[int], bool]
+) -> dict[str, Any]:
+    with VerifierPool(VerifierConfig(workers=1, sandbox=SANDBOX.value), ["code"]) as pool:
+
+        def pooled() -> None:
+            tasks = [Task(i, "code", "", "", "code", payload=payload) for i, payload in enumerate(payloads)]
+            futures = [pool.submit(task, source) for task, source in zip(tasks, sources, strict=True)]
+            right = sum(future.result().status == "correct" for future in futures)
+            assert right == (len(sources) + 1) // 2, f"{right} of {len(sources)} are right"
+
+        def unprotected() -> None:
+            right = sum(map(bare, range(len(sources))))
+            assert right == (len(sources) + 1) // 2, f"{right} of {len(sources)} are right"
+
+        return report({"pool, one worker": pooled, "subprocess.run": unprotected}, len(sources))
+
+
+KINDS: dict[str, Callable[[], dict[str, Any]]] = {
+    "math": bench_math,
+    "answers": bench_answers,
+    "code": bench_code,
+    "code_asserts": bench_code_asserts,
+}

@@ -117,6 +117,8 @@ def make_settings(level: str, limits: Limits, python: Python, user_namespace: in
     """Returns what `inside.lockdown` and `inside.zygote` go by, as JSON values."""
     inside = level == "bubblewrap"
     root = os.geteuid() == 0 and level != "unsafe"
+    # Root gives programs another user, for which limits and the modes of files count, where that user can read Python.
+    other_user = root and (user_namespace is not None or (python.readable_by_others and not inside))
     abi = find_landlock()
     readable = [path for path in _SYSTEM_LIBRARIES if os.path.isdir(path)]
     if inside and python.prefix != "/usr":
@@ -124,14 +126,14 @@ def make_settings(level: str, limits: Limits, python: Python, user_namespace: in
     return {
         "seccomp": seccomp.make_filter().hex() if level != "unsafe" else "",
         "landlock": abi if level != "unsafe" and abi >= _LEAST_LANDLOCK else 0,
-        "unshare": level == "landlock",
+        "unshare": level == "landlock" and (user_namespace is not None or not root),
         "mounts": inside,
-        "folder": _WORK + "/files" if inside else "/tmp",
+        "folder": _WORK + "/files" if inside else "/tmp",  # in the namespaces of landlock, a /tmp of its own
         "prefix": python.prefix,
         "library": "" if inside else python.library,
         "readable": readable,
         "readable_by_others": python.readable_by_others,
-        "user": USERS[os.getpid() % len(USERS)] if root and user_namespace is not None else None,
+        "user": USERS[os.getpid() % len(USERS)] if other_user else None,
         "user_namespace": user_namespace,
         "memory_bytes": limits.memory_mb * 2**20,
         "cpu_s": int(limits.timeout_s) + 2,

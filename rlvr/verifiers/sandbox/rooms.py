@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -59,6 +60,7 @@ class Room:
     def __init__(self, level: str, limits: levels.Limits, warm: tuple[str, ...] = ()) -> None:
         levels.check_machine(level)
         self.level = level
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         python = levels.find_python()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -66,6 +68,9 @@ class Room:
         with theirs, _user_namespace(level) as namespace:
             settings = levels.make_settings(level, limits, python, namespace)
             settings["warm"] = list(warm)
+            if level == "unsafe":
+                self._folder = tempfile.TemporaryDirectory(prefix="rlvr-unsafe-")
+                settings["folder"] = self._folder.name
             self._process: subprocess.Popen[bytes] = subprocess.Popen(
                 [*levels.make_command(level, python, namespace), _BOOTSTRAP],
                 stdin=theirs.fileno(),
@@ -84,8 +89,10 @@ class Room:
         else:
             reason = "no answer"
         if ready is None or "ready" not in ready:
+            self._process.kill()
+            said = self._read_errors()
             self.close()
-            raise levels.SandboxError(f"level {level}: {self._read_errors() or reason}")
+            raise levels.SandboxError(f"level {level}: {said or reason}")
         self.namespaces = level == "bubblewrap" or bool(ready["namespaces"])
         self.has_folder = bool(ready["mounts"])
 
@@ -146,6 +153,10 @@ class Room:
         self._control.close()
         self._process.kill()
         self._process.wait()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 def _read_modules() -> list[tuple[str, str]]:

@@ -22,6 +22,7 @@ from rlvr.verifiers.sandbox.rooms import Room
 
 _MAX_REPLY = 2**20
 _CHUNK = 2**16
+_TRIAL, _TRIAL_S = "print(40 + 7)", 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +76,14 @@ class Sandbox:
         reasons = []
         for level in accepted:
             try:
-                self._rooms["candidate"] = Room(level, self.limits)
+                self.level = level
+                run = _Exchange(time.monotonic() + _TRIAL_S).run_program(self._room, [_TRIAL], b"", _CHUNK)
+                if run.output == b"47\n":
+                    return level
+                reasons.append(f"{level}: a program that should print 47 did not: {run.status} {run.detail}")
             except levels.SandboxError as error:
                 reasons.append(f"{level}: {error}")
-            else:
-                return level
+            self.close()
         raise levels.SandboxError(
             f"programs cannot be run safely here ({'; '.join(reasons)}): {levels.INSTALL}, "
             "or ask for verifiers.sandbox='unsafe'"

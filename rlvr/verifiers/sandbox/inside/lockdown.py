@@ -49,7 +49,7 @@ class Lockdown:
             os.setgroups([])
             os.setresgid(settings["user"], settings["user"], settings["user"])
             os.setresuid(settings["user"], settings["user"], settings["user"])
-        os.chdir(self._folder if settings["mounts"] else "/")
+        os.chdir(self._folder if settings["mounts"] or not self._filter else "/")
         die_with_parent()  # a change of user forgets it
         self._limit()
         if not self._filter:

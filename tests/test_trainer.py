@@ -32,7 +32,8 @@ def test_result():
     assert json.loads(printed.removeprefix("RESULT ")) == result
     config = json.loads((workdir / "config.json").read_text())
     assert result["config_hash"] == config["config_hash"] == config_hash(tiny.make_config())
-    assert config["config"]["rollout"] == {"prompts": 4, "group_size": 4, "temperature": 1.0}
+    sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop_strings": []}
+    assert config["config"]["rollout"] == {"prompts": 4, "group_size": 4, **sampling}
     assert result["steps"] == tiny.WARM_STEPS + tiny.STEPS
     for name in ("params_sha256", "rollout_sha256"):
         assert len(bytes.fromhex(result[name])) == 32

@@ -40,8 +40,8 @@ class RolloutConfig:
         prompts: P, prompts a step.
         group_size: G, samples a prompt.
         temperature: of the sampling; also divides the logits in training.
-        top_k, top_p, min_p: filters of the sampling (`rlvr.rollout.sampling.Sampling`); 0, 1 and 0 are none. The tokens
-            that they left out at sampling are left out in training as well.
+        top_k, top_p, min_p: filters of the sampling (`rlvr.rollout.sampling.Sampling`); 0, 1 and 0 are none. Training
+            does not leave out the same tokens yet: with a filter its ratios are biased.
         stop_strings: texts that end a completion.
     """
 

@@ -36,12 +36,12 @@ def test_no_reward_and_no_hang(name):
     """In this process: nothing here relies on being killed."""
     completion, gold = BY_NAME[name]
     for verifier in ANSWER_VERIFIERS:
-        began = time.perf_counter()
+        began = time.process_time()
         verdict = base.verify(verifier, completion, gold_for(verifier, gold), {})
         accepted = ("wrong", "unparsed", *(["correct"] if verifier == "f1" else []))  # f1 knows words, not order
         assert verdict.status in accepted, (verifier, verdict)
         assert verdict.score == 0 or verifier == "f1", (verifier, verdict)
-        assert time.perf_counter() - began < LIMIT_S, verifier
+        assert time.process_time() - began < LIMIT_S, verifier
 
 
 def test_formats_that_were_asked_for_are_no_weaker():

@@ -36,6 +36,7 @@ from launch.verdict_files import Input, Line, Output
 from rlvr import errors, types
 from rlvr.verifiers import base, rows
 from rlvr.verifiers.pool import VerifierConfig, VerifierPool
+from rlvr.verifiers.sandbox import levels, runner
 
 _VERIFIER = flags.DEFINE_string("verifier", None, 'A name of `VERIFIERS`, or "package.module:function".', required=True)
 _INPUT = flags.DEFINE_string("input", None, "JSON Lines, plain or .gz.", required=True)
@@ -82,11 +83,14 @@ def main(argv: Sequence[str]) -> int:
     if _VERIFIER.value in base.JUDGED:
         drawn = ("url", "model", "samples", "temperature", "max_tokens")
         identity |= {f"judge_{name}": getattr(judge, name) for name in drawn}
+    if _VERIFIER.value in base.SANDBOXED:
+        identity["unsafe"] = _UNSAFE.value
     began = time.monotonic()
     with Output(Path(_OUTPUT.value), identity, source) as output:
         done_before = output.tally.rows
         try:
             if done_before < source.rows:
+                _report_sandbox(config)
                 _verify_rest(source, output, config)
         except KeyboardInterrupt:
             print(f"stopped: {output.tally.rows} of {source.rows} rows have verdicts; the same command goes on")
@@ -96,6 +100,19 @@ def main(argv: Sequence[str]) -> int:
     verified = result["rows"] - done_before
     cli.print_result(result | {"items_per_s": round(verified / max(seconds, 1e-9), 1), "wall_s": round(seconds, 2)})
     return 0
+
+
+def _report_sandbox(config: VerifierConfig) -> None:
+    """Says what stands between the programs of the rows and this machine, before one is run."""
+    if _VERIFIER.value not in base.SANDBOXED:
+        return
+    try:
+        with contextlib.closing(runner.Sandbox(config.program_limits())) as sandbox:
+            print(f"sandbox: {sandbox.describe()}", flush=True)
+    except levels.SandboxError as error:
+        if _VERIFIER.value == "code":
+            raise errors.ConfigError(str(error)) from error
+        print(f"sandbox: none; parts that run programs are unscorable: {error}", flush=True)
 
 
 def _verify_rest(source: Input, output: Output, config: VerifierConfig) -> None:

@@ -132,6 +132,17 @@ def test_a_killed_command_goes_on(tmp_path):
     assert again["statuses"] == summary["statuses"] and unchanged == verdicts
 
 
+def test_programs_run_in_a_sandbox_that_is_named(tmp_path):
+    source = write(tmp_path / "rows.jsonl", {"completion": "def f(x):\n    return x", "tests": "assert f(1) == 1"})
+    process = start(source, tmp_path / "v.jsonl", verifier="code")
+    out, err = process.communicate(timeout=120)
+    if "cannot be run safely here" in err:
+        pytest.skip(err)
+    assert process.returncode == 0 and out.startswith(("sandbox: bubblewrap", "sandbox: landlock")), out + err
+    assert [verdict["status"] for verdict in read(tmp_path / "v.jsonl")] == ["correct"]
+    assert "unsafe was False, is True" in refused(source, tmp_path / "v.jsonl", "--unsafe", verifier="code")
+
+
 def test_what_belongs_to_something_else_is_refused(tmp_path):
     source = write(tmp_path / "rows.jsonl", {"completion": "4", "gold": "4"})
     output = tmp_path / "v.jsonl"

@@ -63,8 +63,9 @@ VERIFIERS: dict[str, Verifier] = {
     "code": code.verify_code,
 }
 
-# Those that may ask a judge.
+# Those that may ask a judge, and those that may run programs.
 JUDGED = frozenset(("rubric", "combine"))
+SANDBOXED = frozenset(("code", "combine"))
 
 
 def _warm_up_components() -> None:

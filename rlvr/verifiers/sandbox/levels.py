@@ -10,8 +10,10 @@ libraries and the standard library alone; then all of `landlock` that the kernel
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
+import glob
 import os
 import platform
 import shutil
@@ -128,7 +130,7 @@ def make_settings(level: str, limits: Limits, python: Python, user_namespace: in
         "landlock": abi if level != "unsafe" and abi >= _LEAST_LANDLOCK else 0,
         "unshare": level == "landlock" and (user_namespace is not None or not root),
         "mounts": inside,
-        "folder": _WORK + "/files" if inside else "/tmp",  # in the namespaces of landlock, a /tmp of its own
+        "folder": _WORK + "/files" if inside else _find_hidden(python.prefix),
         "prefix": python.prefix,
         "library": "" if inside else python.library,
         "readable": readable,
@@ -138,9 +140,28 @@ def make_settings(level: str, limits: Limits, python: Python, user_namespace: in
         "memory_bytes": limits.memory_mb * 2**20,
         "cpu_s": int(limits.timeout_s) + 2,
         "folder_bytes": _FOLDER_BYTES,
-        "threads": _THREADS,
+        "threads": _THREADS + (0 if root else _count_tasks()),
         "warm": [],
     }
+
+
+def _count_tasks() -> int:
+    """Threads that run under this user: a limit on threads counts them too, unless programs have their own user."""
+    count = 0
+    for path in glob.glob("/proc/[0-9]*/task"):
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_uid == os.geteuid():
+                count += len(os.listdir(path))
+    return count
+
+
+def _find_hidden(prefix: str) -> str:
+    """Returns the folder over which the level landlock, where it has namespaces, mounts one of its own."""
+    folders = [folder for folder in ("/tmp", "/var/tmp", "/mnt", "/srv") if os.path.isdir(folder)]
+    free = [folder for folder in folders if not f"{prefix}/".startswith(f"{folder}/")]
+    if not free:
+        raise SandboxError(f"none of {', '.join(folders)} can be hidden from programs: Python is in there")
+    return free[0]
 
 
 def _inside(python: Python, path: str) -> str:

@@ -47,10 +47,6 @@ def main(settings: dict) -> None:
     if settings["unshare"]:
         namespaces = _enter_namespaces(settings)
     lockdown.protect_self()
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in range(3):
-        os.dup2(null, standard)
-    os.close(null)
     for name in [*_WARM, *settings["warm"]]:
         importlib.import_module(name)
     gc.collect()
@@ -61,6 +57,10 @@ def main(settings: dict) -> None:
         writable = [os.path.dirname(settings["folder"])] if settings["mounts"] else []
         ruleset = lockdown.make_ruleset(settings["landlock"], readable, writable)
     zygote = _Zygote(control, lockdown.Lockdown(settings), ruleset, alone=os.getpid() == 1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):  # the last is where a start that failed says why
+        os.dup2(null, standard)
+    os.close(null)
     control.send(json.dumps({"ready": True, "namespaces": namespaces, "mounts": settings["mounts"]}).encode())
     zygote.serve()
 

@@ -29,7 +29,7 @@ from rlvr.rollout.config import EngineConfig
 from rlvr.verifiers.pool import VerifierConfig
 
 # Sections that say how a run is carried out, not what it computes: a workdir may be resumed with others.
-RUNTIME_FIELDS = ("mesh", "checkpoints", "verifiers.workers")
+RUNTIME_FIELDS = ("mesh", "checkpoints", "verifiers.workers", "verifiers.sandbox")
 
 
 @dataclasses.dataclass

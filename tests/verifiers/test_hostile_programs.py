@@ -24,7 +24,7 @@ from hostile.forgery import FORGERY
 
 ADDED = "\ndef f(*args):\n    return 0\n"
 
-LIMIT = 1.0
+LIMIT = 0.7
 FORMS = {
     "asserts": {"tests": "assert f(3) == 1847\nassert f(4) == 'kx9'"},
     "check": {"tests": "def check(candidate):\n    assert candidate(3) == 1847\n    assert candidate(4) == 'kx9'"},

@@ -134,7 +134,8 @@ def test_hash():
     assert plain == config_hash(tiny.make_config())
     assert len(plain) == 16 and int(plain, 16)
     runtime = {"mesh__data": 8, "mesh__tensor": 2, "checkpoints__interval": 99, "checkpoints__keep": 1}
-    assert config_hash(change(tiny.make_config(), **runtime, verifiers__workers=7)) == plain
+    changes = runtime | {"verifiers__workers": 7, "verifiers__sandbox": "landlock"}
+    assert config_hash(change(tiny.make_config(), **changes)) == plain
 
 
 def leaves(value, prefix=""):
@@ -161,7 +162,7 @@ def test_every_field_but_the_runtimes_is_part_of_the_hash(name):
     config = configs.ExperimentConfig()
     change(config, **{name: other_value(dict(leaves(config))[name])})
     dotted = name.replace("__", ".")
-    runtime = dotted.startswith(("mesh.", "checkpoints.")) or dotted == "verifiers.workers"
+    runtime = dotted.startswith(("mesh.", "checkpoints.")) or dotted in ("verifiers.workers", "verifiers.sandbox")
     plain = configs.ExperimentConfig()
     assert (config_hash(config) == config_hash(plain)) == runtime
     found = differences(to_dict(plain), to_dict(config))

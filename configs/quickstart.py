@@ -47,7 +47,7 @@ def get_config() -> ExperimentConfig:
         rollout=RolloutConfig(prompts=64, group_size=8),
         objective=ObjectiveConfig(aggregation="token_mean", clip_high=0.28),
         optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=5, decay="linear"),
-        update=UpdateConfig(micro_rows=256),
+        update=UpdateConfig(row_tokens=64, micro_tokens=4096, logprob_chunk=4096),
         warm_start=WarmStartConfig(
             steps=400,
             rows=256,

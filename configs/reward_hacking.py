@@ -45,7 +45,7 @@ def get_config() -> ExperimentConfig:
         rollout=RolloutConfig(prompts=32, group_size=8),
         objective=ObjectiveConfig(aggregation="token_mean", clip_high=0.28),
         optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=5),
-        update=UpdateConfig(micro_rows=128),
+        update=UpdateConfig(row_tokens=256, micro_tokens=4096, logprob_chunk=4096),
         warm_start=WarmStartConfig(
             steps=1000,
             rows=64,

@@ -62,7 +62,7 @@ def get_config() -> ExperimentConfig:
         rollout=RolloutConfig(prompts=8, group_size=8, temperature=0.7),
         objective=ObjectiveConfig(aggregation="token_mean", clip_high=0.28),
         optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=5, b2=0.99),
-        update=UpdateConfig(micro_rows=8, length_buckets=(80,)),
+        update=UpdateConfig(row_tokens=256, micro_tokens=512),
         evaluation=EvaluationConfig(interval=30),
         checkpoints=CheckpointConfig(interval=15, keep=1),
         sample_interval=5,

@@ -10,22 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 
 from launch import checkpoints, cli
-from rlvr import errors, partition
+from rlvr import errors
 from rlvr.checkpoint import LoadedPolicy
 from rlvr.data.rows import read_rows
-from rlvr.learner.logprobs import row_logprobs
+from rlvr.learner.batch import Row
+from rlvr.learner.scoring import Layout, make_scorer
 
 _INPUT = flags.DEFINE_string("input", None, "JSON Lines of token ids.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON Lines of log-probs.", required=True)
-_ROWS = flags.DEFINE_integer("rows", 8, "Rows scored together.", lower_bound=1)
-_CHUNK = 64  # tokens of each row whose logits exist at a time
-_LENGTH_STEP = 64  # rows are padded to a multiple of this, so that few programs are compiled
+_MICRO_TOKENS = flags.DEFINE_integer("micro_tokens", 2048, "Tokens run together, padding included.", lower_bound=1)
+_ROW_TOKENS = 512  # length of the rows that sequences are packed into
+_CHUNK = 256  # tokens whose logits exist at a time
 
 
 def read_tokens(rows: list[dict[str, Any]], vocab: int) -> list[list[int]]:
@@ -40,27 +40,12 @@ def read_tokens(rows: list[dict[str, Any]], vocab: int) -> list[list[int]]:
     return [row["tokens"] for row in rows]
 
 
-def score_rows(loaded: LoadedPolicy, rows: list[list[int]], together: int) -> list[list[float]]:
-    """Returns the log-probs of tokens 1 to n-1 of each row; call within a mesh."""
-
-    @jax.jit
-    def score(params: Any, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-        scored = jnp.broadcast_to(jnp.arange(1, tokens.shape[1]), (tokens.shape[0], tokens.shape[1] - 1))
-        return row_logprobs(loaded.policy, params, tokens, lengths, scored, jnp.float32(1.0), _CHUNK)[0]
-
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    scores: dict[int, list[float]] = {}
-    for start in range(0, len(rows), together):
-        chosen = order[start : start + together]
-        longest = max(len(rows[i]) for i in chosen)
-        tokens = np.zeros((together, -(-longest // _LENGTH_STEP) * _LENGTH_STEP), np.int32)
-        lengths = np.zeros(together, np.int32)
-        for place, i in enumerate(chosen):
-            tokens[place, : len(rows[i])] = rows[i]
-            lengths[place] = len(rows[i])
-        values = np.asarray(score(loaded.params, tokens, lengths))
-        scores |= {i: values[place, : len(rows[i]) - 1].tolist() for place, i in enumerate(chosen)}
-    return [scores[i] for i in range(len(rows))]
+def score_rows(loaded: LoadedPolicy, rows: list[list[int]], mesh: Mesh, micro_tokens: int) -> list[list[float]]:
+    """Returns the log-probs of tokens 1 to n-1 of each row; call within the mesh."""
+    layout = Layout(min(_ROW_TOKENS, micro_tokens), micro_tokens, mesh)
+    score = make_scorer(loaded.policy, layout, temperature=1.0, chunk=_CHUNK)
+    sequences = [Row(tokens[:1], np.array(tokens[1:], np.int32), 0.0, 0.0, i) for i, tokens in enumerate(rows)]
+    return [values.tolist() for values in score(loaded.params, sequences)]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -68,9 +53,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     rows = [row for _, row in read_rows(Path(_INPUT.value))]
     with checkpoints.loaded() as (loaded, mesh):
-        shards = partition.batch_shards(mesh)
         tokens = read_tokens(rows, loaded.policy.config.vocab_size)
-        scores = score_rows(loaded, tokens, -(-_ROWS.value // shards) * shards)
+        scores = score_rows(loaded, tokens, mesh, _MICRO_TOKENS.value)
     checkpoints.write_rows(Path(_OUTPUT.value), ({**row, "logprobs": s} for row, s in zip(rows, scores, strict=True)))
     print(f"wrote log-probs of {len(rows)} rows to {_OUTPUT.value}")
 

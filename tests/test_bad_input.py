@@ -59,7 +59,7 @@ def change(config, **changes):
         ("mistyped_integer", "--config.rollout.group_size=4.5", 1, "--config.rollout.group_size=4.5: "),
         ("no_config", "--config=configs/quickstrat.py", 1, "error: --config: [Errno 2] No such file"),
         ("group_of_one", "--config.rollout.group_size=1", 1, "error: rollout.group_size=1 must be at least 2"),
-        ("micro_rows", "--config.update.micro_rows=6", 8, "error: update.micro_rows=6 does not divide over mesh axes"),
+        ("slots", "--config.engine.slots=6", 8, "error: engine.slots=6 does not divide over mesh axes"),
     ],
 )
 def test_one_clear_line(tmp_path, name, arguments, devices, message):
@@ -74,8 +74,7 @@ def test_one_clear_line(tmp_path, name, arguments, devices, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"update__micro_rows": 6}, r"update\.micro_rows=6 .*data x fsdp x expert = 8: it must be a multiple of 8"),
-        ({"engine__slots": 12}, r"engine\.slots=12 does not divide over mesh axes data x fsdp x expert = 8"),
+        ({"engine__slots": 12}, r"engine\.slots=12 .*data x fsdp x expert = 8: it must be a multiple of 8"),
         ({"engine__prefill_rows": 4}, r"engine\.prefill_rows=4 does not divide over mesh axes"),
         ({"mesh__tensor": 3}, r"mesh \(data=2, fsdp=1, expert=1, tensor=3\) wants 6 devices; this run has 8"),
         ({"mesh__tensor": 4}, r"policy\.kv_heads=2 does not divide over mesh axes tensor = 4"),

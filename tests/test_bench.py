@@ -16,7 +16,7 @@ from rlvr.policy.config import PolicyConfig
 from tests.tiny import ROOT, environment
 
 STEP = (
-    "--step_prompts=2", "--step_samples=4", "--step_prompt_tokens=6", "--step_new_tokens=8", "--step_micro_rows=4"
+    "--step_prompts=2", "--step_samples=4", "--step_prompt_tokens=6", "--step_new_tokens=8", "--step_row_tokens=40"
 )  # fmt: skip
 ROLLOUT = ("--rollout_requests=5", "--rollout_prompt_tokens=9", "--rollout_page_tokens=4")
 

@@ -145,7 +145,7 @@ def test_smollm2_agrees_with_transformers_on_the_dequantised_weights() -> None:
         requests = [Request(i, i, 0, tuple(p)) for i, p in enumerate(prompts)]
         ours = engine.generate(loaded.params, requests, keys.make_key(0, "sample"), temperature=0.0)
         rows = [p + c.tokens.tolist() for p, c in zip(prompts, ours, strict=True)]
-        scores = score_rows(loaded, rows, 8)
+        scores = score_rows(loaded, rows, mesh, 512)
     model = llama_from_params(transformers, torch, loaded.policy.config, loaded.params)
     largest = 0.0
     for prompt, completion, row, score in zip(prompts, ours, rows, scores, strict=True):

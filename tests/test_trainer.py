@@ -126,7 +126,7 @@ def test_it_learns_from_scratch(tmp_path):
     config.warm_start.steps = 0
     config.optimizer = OptimizerConfig(learning_rate=2e-2)
     config.rollout.prompts, config.rollout.group_size, config.engine.slots = 8, 8, 64
-    config.update.micro_rows = 64
+    config.update.micro_tokens = 512
     config.evaluation.interval = config.checkpoints.interval = 40
     result = train(config, tmp_path / "run")
     rewards = [row["reward/mean"] for row in tiny.read_metrics(tmp_path / "run")]

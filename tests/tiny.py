@@ -70,7 +70,7 @@ def make_config(*, moe: bool = True) -> ExperimentConfig:
         rollout=RolloutConfig(prompts=4, group_size=4),
         objective=ObjectiveConfig(aggregation="token_mean"),
         optimizer=OptimizerConfig(learning_rate=3e-3),
-        update=UpdateConfig(micro_rows=8),
+        update=UpdateConfig(row_tokens=32, micro_tokens=64, logprob_chunk=64),
         warm_start=WarmStartConfig(steps=WARM_STEPS, rows=16, optimizer=OptimizerConfig(learning_rate=1e-2)),
         evaluation=EvaluationConfig(interval=3),
         checkpoints=CheckpointConfig(interval=2, keep=2, keep_best=1),

@@ -31,7 +31,7 @@ def bench_moe() -> dict[str, Any]:
     dtype = jnp.dtype(DTYPE.value)
     sizes: dict[str, Any] = {"dim": dim, "experts": EXPERTS.value, "experts_per_token": k, "expert_hidden": hidden}
     x = jax.random.normal(jax.random.key(0), (1, tokens, dim), dtype)
-    valid = jnp.ones((1, tokens), bool)
+    counts = jnp.ones((1, tokens), jnp.float32)
     runs: dict[str, Run] = {}
 
     def add(name: str, module: Any, *inputs: Any) -> None:
@@ -50,7 +50,7 @@ def bench_moe() -> dict[str, Any]:
     for backend in BACKENDS.value:
         config = PolicyConfig(moe_layers=(0,), moe_backend=backend, **sizes)
         config.validate()
-        add(backend, Moe(config), valid, None)
+        add(backend, Moe(config), counts, None)
     product, operations = gemm(dtype)
     seconds = measure(runs | {"gemm": product}, ROUNDS.value)
     ceiling = operations / float(np.median(seconds["gemm"]))

@@ -47,7 +47,10 @@ PROMPTS = flags.DEFINE_integer("step_prompts", 8, "step: prompts.", lower_bound=
 SAMPLES = flags.DEFINE_integer("step_samples", 8, "step: samples a prompt.", lower_bound=2)
 PROMPT = flags.DEFINE_integer("step_prompt_tokens", 32, "step: tokens of a prompt.", lower_bound=1)
 NEW = flags.DEFINE_integer("step_new_tokens", 64, "step: tokens of a completion.", lower_bound=1)
-MICRO_ROWS = flags.DEFINE_integer("step_micro_rows", 8, "step: rows of a forward and backward pass.", lower_bound=1)
+ROW_TOKENS = flags.DEFINE_integer("step_row_tokens", 544, "step: tokens of a packed row.", lower_bound=1)
+MICRO_TOKENS = flags.DEFINE_integer(
+    "step_micro_tokens", 544, "step: tokens of a forward and backward pass.", lower_bound=1
+)
 PARTS = ("rollout", "verify_wait", "credit", "update")
 
 
@@ -84,7 +87,7 @@ def step_config() -> ExperimentConfig:
         verifiers=VerifierConfig(workers=1),
         objective=ObjectiveConfig(aggregation="token_mean"),
         optimizer=OptimizerConfig(learning_rate=1e-5),
-        update=UpdateConfig(micro_rows=MICRO_ROWS.value),
+        update=UpdateConfig(row_tokens=ROW_TOKENS.value, micro_tokens=MICRO_TOKENS.value),
         mesh=MeshConfig(),
     )
     return resolve(config)
@@ -162,7 +165,6 @@ def report(config: ExperimentConfig, steps: list[dict[str, float]], ceiling: flo
         "rows": rows,
         "prompt_tokens": PROMPT.value,
         "new_tokens": NEW.value,
-        "micro_rows": MICRO_ROWS.value,
         "step_s": mean["step"],
         "first_step_s": steps[0]["step"],
         **{f"{part}_s": mean[part] for part in PARTS},

@@ -1,43 +1,14 @@
-"""Rows for the learner: prompt and completion side by side, padded at the end, in micro-batches."""
+"""Rows for the learner: sequences packed into rows of one length, rows into micro-batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
-from rlvr import errors
-from rlvr.algo.aggregation import AGGREGATIONS
-
-
-class TrainBatch(NamedTuple):
-    """One optimizer step's rows as M micro-batches of R rows; every leaf is an array [M, R, ...].
-
-    Attributes:
-        tokens: [M, R, T] int32.
-        lengths: [M, R] int32 tokens that are not padding; 0 for a row that only fills up.
-        positions: [M, R, C] int32 positions of the sampled tokens in their rows.
-        mask: [M, R, C] bool, 1 on sampled tokens only.
-        old_logprobs: [M, R, C] float32, recorded at sampling.
-        reference_logprobs: [M, R, C] float32 of the start policy; zeros if the objective has no KL term.
-        advantages: [M, R, C] float32.
-        weights: [M, R, C] float32 of each token in the loss (`rlvr.algo.aggregation`).
-        choices: [M, R, T, mixture layers, k] int16 experts recorded at sampling, -1 where there are none; or None.
-        old_choices: the same as the policy would choose before the first of the step's updates, or None.
-    """
-
-    tokens: Any
-    lengths: Any
-    positions: Any
-    mask: Any
-    old_logprobs: Any
-    reference_logprobs: Any
-    advantages: Any
-    weights: Any
-    choices: Any = None
-    old_choices: Any = None
+from rlvr.learner.packing import Bundle, pack
 
 
 class Row(NamedTuple):
@@ -60,56 +31,174 @@ class Row(NamedTuple):
     choices: np.ndarray | None = None
     old_choices: np.ndarray | None = None
 
+    @property
+    def run_tokens(self) -> int:
+        """How many tokens are run: all but the last, from which nothing is predicted."""
+        return len(self.prompt) + max(len(self.completion) - 1, 0)
 
-def make_batch(
-    rows: Sequence[Row], *, micro_rows: int, length: int, columns: int, aggregation: str, budget: int
-) -> TrainBatch:
-    """Lays out rows as micro-batches.
+
+class TrainBatch(NamedTuple):
+    """One micro-batch: R packed rows of T tokens, and for each row its sampled tokens, as one list of up to S = 2 T.
+
+    (Of a completion of C tokens C - 1 are run, so that more may be sampled than run.)
+
+    Attributes:
+        tokens: [R, T] int32.
+        positions: [R, T] int32 position of each token in its own sequence.
+        segments, prefixes: [R, T] int32; see `rlvr.policy.packed.Segments`. -1 in padding.
+        counts: [R, T] float32 number of sequences that the token is part of: more than one for the tokens of a shared
+            prompt, 0 for padding.
+        sources: [R, S] int32 place in the row of the token before each sampled one.
+        targets: [R, S] int32 the sampled tokens.
+        mask: [R, S] bool, 1 on sampled tokens, which stand at the front.
+        old_logprobs: [R, S] float32, recorded at sampling.
+        reference_logprobs: [R, S] float32 of the start policy; zeros if they are not known.
+        advantages: [R, S] float32.
+        weights: [R, S] float32 of each sampled token in the loss (`rlvr.algo.aggregation`).
+        choices: [R, T, mixture layers, k] int16 experts recorded at sampling, -1 where there are none; or None.
+        old_choices: the same as the policy would choose before the first of the step's updates, or None.
+    """
+
+    tokens: Any
+    positions: Any
+    segments: Any
+    prefixes: Any
+    counts: Any
+    sources: Any
+    targets: Any
+    mask: Any
+    old_logprobs: Any
+    reference_logprobs: Any
+    advantages: Any
+    weights: Any
+    choices: Any = None
+    old_choices: Any = None
+
+    def columns(self) -> Any:
+        """Returns how many columns of S hold all the sampled tokens: scalar int32, of arrays on a device."""
+        return jnp.max(jnp.sum(self.mask, axis=-1, dtype=jnp.int32))
+
+
+class Place(NamedTuple):
+    """Where a sequence was laid out.
+
+    Attributes:
+        batch, row: which micro-batch, and which row of it.
+        prompt, completion: where its prompt and its completion begin among the row's tokens.
+        scored: where its completion begins among the row's sampled tokens.
+    """
+
+    batch: int
+    row: int
+    prompt: int
+    completion: int
+    scored: int
+
+
+def make_batches(
+    rows: Sequence[Row],
+    *,
+    micro_rows: int,
+    length: int,
+    weights: np.ndarray | None = None,
+    reference: Sequence[np.ndarray] | None = None,
+) -> tuple[list[TrainBatch], list[Place]]:
+    """Lays out sequences as micro-batches.
+
+    The tokens of a prompt that several sequences have in common, with the same experts, stand in a row once.
 
     Args:
-        rows: the rows of one optimizer step, in the order they are to be processed.
+        rows: at least one.
         micro_rows: R.
-        length: T, at least the longest prompt + completion.
-        columns: C, at least the longest completion.
-        aggregation: key of `AGGREGATIONS`.
-        budget: the generation budget, for `seq_sum_norm`.
+        length: T, more than the `run_tokens` of every sequence.
+        weights: [sequences] of each token of each in the loss; 0 if there is none.
+        reference: log-probs of each sequence's completion under the start policy.
+
+    Returns:
+        (micro-batches, the last filled up with empty rows; the place of each sequence).
     """
-    longest = max(len(row.prompt) + len(row.completion) for row in rows)
-    if longest > length or max(len(row.completion) for row in rows) > columns:
-        raise errors.DataError(f"a row of {longest} tokens does not fit the {length} (completion {columns}) it has")
-    micros = -(-len(rows) // micro_rows)
-    batch = TrainBatch(
-        tokens=np.zeros((micros * micro_rows, length), np.int32),
-        lengths=np.zeros(micros * micro_rows, np.int32),
-        positions=np.zeros((micros * micro_rows, columns), np.int32),
-        mask=np.zeros((micros * micro_rows, columns), bool),
-        old_logprobs=np.zeros((micros * micro_rows, columns), np.float32),
-        reference_logprobs=np.zeros((micros * micro_rows, columns), np.float32),
-        advantages=np.zeros((micros * micro_rows, columns), np.float32),
-        weights=np.zeros((micros * micro_rows, columns), np.float32),
-    )
-    for field in ("choices", "old_choices"):
-        if (given := getattr(rows[0], field)) is not None:
-            shape = (micros * micro_rows, length, *given.shape[1:])
-            batch = batch._replace(**{field: np.full(shape, -1, np.int16)})
-    sampled = np.array([len(row.completion) for row in rows])
-    weights = AGGREGATIONS[aggregation](sampled, np.array([row.group for row in rows]), budget)
-    for i, row in enumerate(rows):
-        start, count = len(row.prompt), len(row.completion)
-        batch.tokens[i, :start] = row.prompt
-        batch.tokens[i, start : start + count] = row.completion
-        batch.lengths[i] = start + count
-        batch.positions[i, :count] = np.arange(start, start + count)
-        batch.mask[i, :count] = True
-        batch.old_logprobs[i, :count] = row.old_logprobs
-        batch.advantages[i, :count] = row.advantage
-        batch.weights[i, :count] = weights[i]
-        for field in ("choices", "old_choices"):
-            if (given := getattr(row, field)) is not None:
-                getattr(batch, field)[i, : start + count] = given
-    return jax.tree.map(lambda leaf: leaf.reshape(micros, micro_rows, *leaf.shape[1:]), batch)
+    # At least 1, so that no more than T completions stand in a row, nor more than 2 T sampled tokens.
+    sizes = [max(len(row.completion) - 1, 1) for row in rows]
+    packed = pack([len(row.prompt) for row in rows], sizes, [_share_key(row) for row in rows], length)
+    batches: list[TrainBatch] = []
+    places: dict[int, Place] = {}
+    for number, bundles in enumerate(packed):
+        micro, r = divmod(number, micro_rows)
+        if r == 0:
+            batches.append(_empty(rows[0], micro_rows, length))
+        _fill(batches[micro], micro, r, bundles, rows, weights, reference, places)
+    return batches, [places[i] for i in range(len(rows))]
 
 
-def bucket(length: int, buckets: Sequence[int], limit: int) -> int:
-    """Returns the smallest of the buckets (and the limit) that holds `length`."""
-    return min(b for b in (*buckets, limit) if b >= length)
+def _share_key(row: Row) -> Hashable:
+    """Sequences of equal keys run the same tokens with the same experts up to the end of the prompt."""
+    prompt = len(row.prompt)
+    recorded = [None if given is None else given[:prompt].tobytes() for given in (row.choices, row.old_choices)]
+    return (tuple(row.prompt), *recorded)
+
+
+def _empty(like: Row, rows: int, length: int) -> TrainBatch:
+    def tokens(value: Any, dtype: Any, *more: int) -> np.ndarray:
+        return np.full((rows, length, *more), value, dtype)
+
+    def sampled(dtype: Any) -> np.ndarray:
+        return np.zeros((rows, 2 * length), dtype)
+
+    fields: dict[str, Any] = {name: tokens(0, np.int32) for name in ("tokens", "positions")}
+    fields |= {name: tokens(-1, np.int32) for name in ("segments", "prefixes")}
+    fields |= {name: sampled(np.int32) for name in ("sources", "targets")}
+    fields |= {name: sampled(np.float32) for name in ("old_logprobs", "reference_logprobs", "advantages", "weights")}
+    for name in ("choices", "old_choices"):
+        if (given := getattr(like, name)) is not None:
+            fields[name] = tokens(-1, np.int16, *given.shape[1:])
+    return TrainBatch(counts=tokens(0.0, np.float32), mask=sampled(bool), **fields)
+
+
+def _fill(
+    batch: TrainBatch,
+    micro: int,
+    r: int,
+    bundles: Sequence[Bundle],
+    rows: Sequence[Row],
+    weights: np.ndarray | None,
+    reference: Sequence[np.ndarray] | None,
+    places: dict[int, Place],
+) -> None:
+    """Writes the bundles of one row into row r of a batch, and notes where their sequences went."""
+    at = scored = segment = 0
+    for bundle in bundles:
+        first, prefix, end = at, segment, at + bundle.prompt
+        _write(batch, r, at, rows[bundle.members[0]], slice(0, bundle.prompt), segment, prefix)
+        batch.counts[r, first:end] = len(bundle.members)
+        at = end
+        for i in bundle.members:
+            row, count = rows[i], len(rows[i].completion)
+            segment += 1
+            _write(batch, r, at, row, slice(bundle.prompt, row.run_tokens), segment, prefix)
+            run = row.run_tokens - bundle.prompt
+            batch.counts[r, at : at + run] = 1
+            places[i] = Place(micro, r, first, at, scored)
+            columns = (r, slice(scored, scored + count))
+            batch.sources[columns] = [end - 1, *range(at, at + run)][:count]
+            batch.targets[columns] = row.completion
+            batch.mask[columns] = True
+            batch.old_logprobs[columns] = row.old_logprobs
+            batch.advantages[columns] = row.advantage
+            if weights is not None:
+                batch.weights[columns] = weights[i]
+            if reference is not None:
+                batch.reference_logprobs[columns] = reference[i]
+            at, scored = at + run, scored + count
+        segment += 1
+
+
+def _write(batch: TrainBatch, r: int, at: int, row: Row, part: slice, segment: int, prefix: int) -> None:
+    """Writes the tokens `part` of a sequence into row r of a batch, from `at` on."""
+    columns = (r, slice(at, at + part.stop - part.start))
+    batch.tokens[columns] = [*row.prompt, *row.completion][part]
+    batch.positions[columns] = np.arange(part.start, part.stop)
+    batch.segments[columns] = segment
+    batch.prefixes[columns] = prefix
+    for name in ("choices", "old_choices"):
+        if (given := getattr(row, name)) is not None:
+            getattr(batch, name)[columns] = given[part]

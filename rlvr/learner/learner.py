@@ -8,16 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from rlvr import errors, partition
+from rlvr.algo.aggregation import AGGREGATIONS
 from rlvr.algo.objectives import ObjectiveConfig
-from rlvr.learner.batch import Row, TrainBatch, bucket, make_batch
-from rlvr.learner.logprobs import row_logprobs
+from rlvr.learner.batch import Place, Row, TrainBatch
+from rlvr.learner.logprobs import run_rows
 from rlvr.learner.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from rlvr.learner.state import TrainState, abstract_state, fresh_state
+from rlvr.learner.scoring import Layout, make_scorer
+from rlvr.learner.state import TrainState, abstract_state, fresh_state, state_sharding_tree
 from rlvr.learner.trainable import Trainable, all_parameters
-from rlvr.learner.update import UpdateConfig, make_update_step
+from rlvr.learner.update import Totals, UpdateConfig, make_update_step
 from rlvr.policy.transformer import Params, Policy
 
 
@@ -48,7 +50,6 @@ class Learner:
         mesh: Mesh,
         trainable: Trainable | None = None,
     ):
-        partition.check_divisible("update.micro_rows", update.micro_rows, "batch", mesh)
         trainable = trainable or all_parameters(policy)
         self._trainable = trainable
         self._objective = objective
@@ -58,38 +59,26 @@ class Learner:
         self._max_length, self._max_columns = max_length, max_columns
         self._optimizer = make_optimizer(optimizer, steps)
         self._schedule = make_schedule(optimizer, steps)
-        chunk = min(update.logprob_chunk, max_columns)
         self._update = make_update_step(
-            policy, self._optimizer, objective, temperature=temperature, chunk=chunk, join=trainable.join
+            policy,
+            self._optimizer,
+            objective,
+            temperature=temperature,
+            chunk=update.logprob_chunk,
+            join=trainable.join,
+            shardings=state_sharding_tree(trainable, self._optimizer, mesh),
         )
-        # Micro-batches are the leading axis; their rows are split over the mesh.
-        self._rows = NamedSharding(mesh, PartitionSpec(None, partition.BATCH_AXES))
-
-        def score(params: Params, frozen: Params | None, batch: TrainBatch) -> jax.Array:
-            params = trainable.join(params, frozen)
-
-            def one(micro: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-                return row_logprobs(policy, params, *micro, jnp.float32(temperature), chunk)[0]
-
-            scores = jax.lax.map(one, (batch.tokens, batch.lengths, batch.positions))
-            return jax.lax.with_sharding_constraint(scores, partition.replicated(mesh))
+        self._layout = Layout(update.row_tokens, update.micro_tokens, mesh)
+        self._score = make_scorer(
+            policy, self._layout, temperature=temperature, chunk=update.logprob_chunk, join=trainable.join
+        )
 
         def route(params: Params, frozen: Params | None, batch: TrainBatch) -> jax.Array:
-            params = trainable.join(params, frozen)
+            choices = run_rows(policy, trainable.join(params, frozen), batch).choices
+            assert choices is not None
+            return choices.astype(jnp.int16)
 
-            def one(micro: tuple[jax.Array, jax.Array]) -> jax.Array:
-                tokens, lengths = micro
-                positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-                valid = positions < lengths[:, None]
-                choices = policy.forward(params, tokens, positions, valid=valid).choices
-                assert choices is not None
-                return choices.astype(jnp.int16)
-
-            choices = jax.lax.map(one, (batch.tokens, batch.lengths))
-            return jax.lax.with_sharding_constraint(choices, partition.replicated(mesh))
-
-        self._score = jax.jit(score)
-        self._route = jax.jit(route)
+        self._route = jax.jit(route, out_shardings=partition.replicated(mesh))
 
     def fresh(self, params: Params) -> TrainState:
         """Returns the state at the start of this stage."""
@@ -105,17 +94,14 @@ class Learner:
 
     def score(self, params: Params, rows: Sequence[Row]) -> list[np.ndarray]:
         """Returns the log-probs of each row's completion under `params`."""
-        batch = self._layout(rows)
-        scores = partition.host_value(self._score(params, self._trainable.frozen, self._put(batch)))
-        flat = scores.reshape(-1, scores.shape[-1])
-        return [flat[i, : len(row.completion)] for i, row in enumerate(rows)]
+        return self._score(params, self._checked(rows), self._trainable.frozen)
 
     def update(
         self, state: TrainState, rows: Sequence[Row], reference: Sequence[np.ndarray] | None = None
     ) -> tuple[TrainState, dict[str, float]]:
         """Takes the optimizer steps of a rollout, one for each of its minibatches; the state given is consumed.
 
-        Rows whose advantage is exactly zero are left out of the work where they have no gradient; the
+        Sequences whose advantage is exactly zero are left out of the work where they have no gradient; the
         denominators stay those of all rows of the minibatch.
 
         Args:
@@ -145,28 +131,35 @@ class Learner:
         }
 
     def _record_choices(self, params: Params, rows: Sequence[Row]) -> list[Row]:
-        """Returns the rows with the experts that `params` choose now."""
-        choices = partition.host_value(self._route(params, self._trainable.frozen, self._put(self._layout(rows))))
-        flat = choices.reshape(-1, *choices.shape[2:])
-        lengths = [len(row.prompt) + len(row.completion) for row in rows]
-        return [row._replace(old_choices=flat[i, : lengths[i]]) for i, row in enumerate(rows)]
+        """Returns the rows with the experts that `params` choose now; -1 for a last token, which is not run."""
+        batches, places = self._layout.lay_out(self._checked(rows))
+        placed = (self._layout.put(batch) for batch in batches)
+        chosen = [partition.host_value(self._route(params, self._trainable.frozen, batch)) for batch in placed]
+
+        def of(row: Row, at: Place) -> np.ndarray:
+            own, prompt = chosen[at.batch][at.row], len(row.prompt)
+            parts = own[at.prompt : at.prompt + prompt], own[at.completion : at.completion + row.run_tokens - prompt]
+            rest = len(row.completion) - (row.run_tokens - prompt)
+            return np.concatenate([*parts, np.full((rest, *own.shape[1:]), -1, np.int16)])
+
+        return [row._replace(old_choices=of(row, at)) for row, at in zip(rows, places, strict=True)]
 
     def _step(
         self, state: TrainState, rows: Sequence[Row], reference: Sequence[np.ndarray] | None
     ) -> tuple[TrainState, dict[str, float]]:
-        live = len(rows)
+        sampled = np.array([len(row.completion) for row in rows])
+        groups = np.array([row.group for row in rows])
+        weights = AGGREGATIONS[self._objective.aggregation](sampled, groups, self._max_columns)
+        totals = Totals(*(np.float32(max(n, 1)) for n in (sampled.sum(), sum(row.run_tokens for row in rows))))
+        live = list(range(len(rows)))
         if not self._objective.needs_all_rows():
-            order = sorted(range(len(rows)), key=lambda i: rows[i].advantage == 0.0)
-            live = sum(row.advantage != 0.0 for row in rows)
-            rows = [rows[i] for i in order]
-            reference = None if reference is None else [reference[i] for i in order]
-        batch = self._layout(rows)
-        if reference is not None:
-            flat = batch.reference_logprobs.reshape(-1, batch.reference_logprobs.shape[-1])
-            for i, logprobs in enumerate(reference):
-                flat[i, : len(logprobs)] = logprobs
-        micros = max(-(-live // self._config.micro_rows), 1)
-        state, metrics = self._update(state, self._put(batch), jnp.int32(micros), self._trainable.frozen)
+            live = [i for i in live if rows[i].advantage != 0.0]
+        # Without any gradient one sequence is run all the same: a step has its metrics, and the optimizer its decay.
+        live = live or [0]
+        known = None if reference is None else [reference[i] for i in live]
+        batches, _ = self._layout.lay_out(self._checked([rows[i] for i in live]), weights[live], known)
+        placed = (self._layout.put(batch) for batch in batches)
+        state, metrics = self._update(state, placed, totals, self._trainable.frozen)
         values = {name: float(partition.host_value(x)) for name, x in metrics.items()}
         if values.pop("optimizer/skipped_in_a_row") >= self._max_skips:
             raise FloatingPointError(
@@ -175,18 +168,8 @@ class Learner:
             )
         return state, values
 
-    def _layout(self, rows: Sequence[Row]) -> TrainBatch:
+    def _checked(self, rows: Sequence[Row]) -> Sequence[Row]:
         longest = max(len(row.prompt) + len(row.completion) for row in rows)
         if longest > self._max_length:
             raise errors.DataError(f"a row of {longest} tokens is longer than the {self._max_length} allowed")
-        return make_batch(
-            rows,
-            micro_rows=self._config.micro_rows,
-            length=bucket(longest, self._config.length_buckets, self._max_length),
-            columns=self._max_columns,
-            aggregation=self._objective.aggregation,
-            budget=self._max_columns,
-        )
-
-    def _put(self, batch: TrainBatch) -> TrainBatch:
-        return jax.tree.map(lambda leaf: partition.put(leaf, self._rows), batch)
+        return rows

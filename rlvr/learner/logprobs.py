@@ -1,88 +1,182 @@
-"""Log-probabilities of given tokens, without ever holding logits of shape [B, T, V]."""
+"""Log-probabilities of given tokens, and losses of them, without ever holding logits of more than a few tokens."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rlvr import partition
+from rlvr.learner.batch import TrainBatch
+from rlvr.policy.packed import Segments
 from rlvr.policy.transformer import Output, Params, Policy
+
+Metrics = dict[str, jax.Array]
+# (log-probs [R, n], entropies [R, n], the fields of those tokens) -> (loss, (sums, maxima)), over the tokens.
+Loss = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, tuple[Metrics, Metrics]]]
+
+
+def run_rows(policy: Policy, params: Params, batch: TrainBatch, replay: jax.Array | None = None) -> Output:
+    """Runs a micro-batch through the policy, each token seeing its own sequence only; see `Policy.forward`."""
+    tokens = partition.constrain(batch.tokens, "batch", None)
+    segments = Segments(batch.segments, batch.prefixes)
+    return policy.forward(params, tokens, batch.positions, replay=replay, segments=segments, counts=batch.counts)
 
 
 def token_logprobs(
-    policy: Policy, params: Params, hidden: jax.Array, targets: jax.Array, temperature: jax.Array, chunk: int
-) -> tuple[jax.Array, jax.Array]:
-    """Scores targets from the hidden states before them, `chunk` columns at a time.
-
-    The logits of a chunk live only within its step, forward and backward (they are recomputed there).
-
-    Args:
-        hidden: [R, C, D].
-        targets: [R, C] token ids.
-        temperature: scalar > 0 dividing the logits, as at sampling.
-        chunk: columns a step.
-
-    Returns:
-        (logprobs [R, C], entropies [R, C] in nats), float32.
-    """
-    rows, columns, _ = hidden.shape
-    chunks = -(-columns // chunk)
-    pad = chunks * chunk - columns
-
-    def split(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(rows, chunks, chunk, *x.shape[2:]).swapaxes(0, 1)
-
-    @jax.checkpoint
-    def score(params: Params, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = policy.logits(params, partition.constrain(hidden, "batch", None, None)) / temperature
-        logits = partition.constrain(logits, "batch", None, "vocab")
-        lse = jax.scipy.special.logsumexp(logits, axis=-1)
-        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        # Not lse - sum(p * logits): that is the difference of two large numbers where the policy is nearly certain.
-        log_probabilities = logits - lse[..., None]
-        return picked - lse, -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, axis=-1)
-
-    def body(_: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        return None, score(params, *inputs)
-
-    _, (logprobs, entropies) = jax.lax.scan(body, None, (split(hidden), split(targets)))
-
-    def join(x: jax.Array) -> jax.Array:
-        return x.swapaxes(0, 1).reshape(rows, chunks * chunk)[:, :columns]
-
-    return join(logprobs), join(entropies)
-
-
-def row_logprobs(
     policy: Policy,
     params: Params,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    scored: jax.Array,
+    hidden: jax.Array,
+    sources: jax.Array,
+    targets: jax.Array,
+    columns: jax.Array,
     temperature: jax.Array,
     chunk: int,
-    replay: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, Output]:
-    """Runs rows through the policy and scores the chosen tokens of each.
-
-    The head is applied only where a log-probability is wanted.
+) -> jax.Array:
+    """Scores targets from the hidden states before them. For values only: `token_loss` has the gradients.
 
     Args:
-        tokens: [R, T], padded at the end.
-        lengths: [R] tokens that are not padding.
-        scored: [R, C] positions (>= 1) of the tokens to score; padding entries score something meaningless.
-        temperature, chunk: see `token_logprobs`.
-        replay: see `Policy.forward`.
+        hidden: [R, T, D].
+        sources: [R, S] places in T of the states to predict from.
+        targets: [R, S] token ids.
+        columns: scalar int32; the first so many of S are scored, the others are 0.
+        temperature: scalar > 0 dividing the logits, as at sampling.
+        chunk: tokens whose logits exist at a time.
 
     Returns:
-        (logprobs [R, C], entropies [R, C], the policy's output).
+        logprobs [R, S], float32.
     """
-    tokens = partition.constrain(tokens, "batch", None)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    output = policy.forward(params, tokens, positions, valid=positions < lengths[:, None], replay=replay)
-    before = jnp.maximum(scored - 1, 0)
-    hidden = jnp.take_along_axis(output.hidden, before[..., None], axis=1)
-    targets = jnp.take_along_axis(tokens, scored, axis=1)
-    logprobs, entropies = token_logprobs(policy, params, hidden, targets, temperature, chunk)
-    return logprobs, entropies, output
+    head = policy.head_params(params)
+    width, (sources, targets) = _pad((sources, targets), chunk)
+
+    def body(i: jax.Array, out: jax.Array) -> jax.Array:
+        at, wanted = _columns((sources, targets), i, width)
+        values, _ = _normalise(_logits(policy, head, _take(hidden, at), temperature), wanted)
+        return jax.lax.dynamic_update_slice_in_dim(out, values, i * width, axis=1)
+
+    empty = partition.constrain(jnp.zeros(sources.shape, jnp.float32), "batch", None)
+    return jax.lax.fori_loop(0, -(-columns // width), body, empty)
+
+
+def token_loss(
+    policy: Policy,
+    params: Params,
+    hidden: jax.Array,
+    sources: jax.Array,
+    targets: jax.Array,
+    columns: jax.Array,
+    temperature: jax.Array,
+    chunk: int,
+    loss: Loss,
+    fields: Any,
+) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
+    """A loss that is a sum over tokens of any function of their log-probs and entropies.
+
+    The gradient is made together with the value, chunk by chunk, so that the logits are made once and live only
+    within their chunk. That of the head is left out where it is not wanted (adapters).
+
+    Args:
+        loss: of a chunk of tokens; its fields must mask those that do not count. Sums and maxima start from 0.
+        fields: tree of arrays [R, S], given to the loss chunk by chunk.
+        Others: see `token_logprobs`.
+
+    Returns:
+        (loss, (sums, maxima)); the last two are without gradient.
+    """
+    width, padded = _pad((sources, targets, fields), chunk)
+    data = (padded, -(-columns // width), temperature)
+
+    def run(head: Params, hidden: jax.Array, data: Any, wanted: tuple[bool, bool]) -> tuple[Any, jax.Array, Params]:
+        """Returns (value, gradient by hidden, gradient by head), the last two only where wanted."""
+        padded, chunks, temperature = data
+
+        def step(i: jax.Array) -> tuple[Any, jax.Array, Any]:
+            at, ids, own = _columns(padded, i, width)
+            inputs = (_take(hidden, at).astype(jnp.float32), *((head,) if wanted[1] else ()))
+            logits, pull = jax.vjp(
+                lambda x, *given: _logits(policy, given[0] if given else head, x, temperature), *inputs
+            )
+            value, by_logits = _loss_of_logits(loss, logits, ids, own)
+            return value, at, pull(by_logits)
+
+        def body(i: jax.Array, carry: Any) -> Any:
+            (total, (sums, maxima)), by_hidden, by_head = carry
+            (value, (more, largest)), at, (states_step, *head_step) = step(i)
+            total = (total + value, (_map(jnp.add, sums, more), _map(jnp.maximum, maxima, largest)))
+            if wanted[0]:
+                by_hidden = jax.vmap(lambda x, at, step: x.at[at].add(step))(by_hidden, at, states_step)
+            if wanted[1]:
+                by_head = _map(jnp.add, by_head, *head_step)
+            return total, by_hidden, by_head
+
+        nothing = _map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(step, jnp.int32(0))[0])
+        by_hidden = partition.constrain(jnp.zeros(hidden.shape, jnp.float32), "batch", None, None)
+        return jax.lax.fori_loop(0, chunks, body, (nothing, by_hidden, _map(jnp.zeros_like, head)))
+
+    @jax.custom_vjp
+    def summed(head: Params, hidden: jax.Array, data: Any) -> Any:
+        return run(head, hidden, data, (False, False))[0]
+
+    def forward(*primals: Any) -> tuple[Any, Any]:
+        head_wanted = any(leaf.perturbed for leaf in jax.tree.leaves(primals[0], is_leaf=_is_primal))
+        head, hidden, data = jax.tree.map(lambda leaf: leaf.value, primals, is_leaf=_is_primal)
+        value, by_hidden, by_head = run(head, hidden, data, (True, head_wanted))
+        return value, (by_hidden.astype(hidden.dtype), by_head if head_wanted else None)
+
+    def backward(saved: Any, bars: Any) -> tuple[Any, Any, None]:
+        by_hidden, by_head = saved
+        scale = bars[0]
+        return _map(lambda x: x * scale, by_head), by_hidden * scale.astype(by_hidden.dtype), None
+
+    summed.defvjp(forward, backward, symbolic_zeros=True)
+    value, beside = summed(policy.head_params(params), hidden, data)
+    return value, jax.lax.stop_gradient(beside)
+
+
+def _loss_of_logits(loss: Loss, logits: jax.Array, ids: jax.Array, fields: Any) -> tuple[Any, jax.Array]:
+    """Returns ((loss, (sums, maxima)), gradient by the logits [R, n, V]) of one chunk."""
+    logprobs, log_p = _normalise(logits, ids)
+    p = jnp.exp(log_p)
+    # Not lse - sum(p * logits): that is the difference of two large numbers where the policy is nearly certain.
+    entropies = -jnp.sum(p * log_p, axis=-1)
+    value, pull, beside = jax.vjp(lambda x, h: loss(x, h, fields), logprobs, entropies, has_aux=True)
+    by_logprob, by_entropy = (x[..., None] for x in pull(jnp.ones_like(value)))
+    is_target = jnp.arange(logits.shape[-1])[None, None, :] == ids[..., None]
+    # d logprob / d logits = [target] - p, and d entropy / d logits = -p (log p + entropy).
+    by_logits = jnp.where(is_target, by_logprob, 0.0) - p * (by_logprob + by_entropy * (log_p + entropies[..., None]))
+    return (value, beside), by_logits
+
+
+def _normalise(logits: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns (log-probs of the ids [R, n], of all [R, n, V])."""
+    lse = jax.scipy.special.logsumexp(logits, axis=-1)
+    return jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0] - lse, logits - lse[..., None]
+
+
+def _logits(policy: Policy, head: Params, states: jax.Array, temperature: jax.Array) -> jax.Array:
+    logits = policy.logits(head, partition.constrain(states, "batch", None, None)) / temperature
+    return partition.constrain(logits, "batch", None, "vocab")
+
+
+def _take(hidden: jax.Array, at: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(hidden, at[..., None], axis=1)
+
+
+def _pad(columns: Any, chunk: int) -> tuple[int, Any]:
+    """Returns (columns of a chunk of about `chunk` tokens, the arrays [R, S] with S padded to a multiple of them)."""
+    rows, count = jax.tree.leaves(columns)[0].shape
+    width = max(min(chunk // rows, count), 1)
+    return width, _map(lambda x: jnp.pad(x, ((0, 0), (0, -count % width))), columns)
+
+
+def _columns(columns: Any, i: jax.Array, width: int) -> Any:
+    return _map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * width, width, axis=1), columns)
+
+
+def _is_primal(x: Any) -> bool:
+    return hasattr(x, "perturbed")
+
+
+_map = jax.tree.map

@@ -1,10 +1,11 @@
-"""The one jitted update: loss over sampled tokens, gradients accumulated over micro-batches, one optimizer step."""
+"""One optimizer step: the loss over sampled tokens, gradients accumulated over micro-batches, one update."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,11 @@ from rlvr import errors
 from rlvr.algo.kl import LOSS_ESTIMATORS, k3
 from rlvr.algo.objectives import SURROGATES, ObjectiveConfig
 from rlvr.learner.batch import TrainBatch
-from rlvr.learner.logprobs import row_logprobs
+from rlvr.learner.logprobs import Metrics, run_rows, token_loss
 from rlvr.learner.state import TrainState
 from rlvr.masked import masked, masked_max, masked_sum
-from rlvr.policy.router import BALANCE_LOSSES, balance_step, count_changed, z_loss
+from rlvr.policy.router import BALANCE_LOSSES, RouterStats, balance_step, count_changed, z_loss
 from rlvr.policy.transformer import Params, Policy
-
-Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass
@@ -28,23 +27,35 @@ class UpdateConfig:
     """How an optimizer step is split.
 
     Attributes:
-        micro_rows: rows of one forward and backward pass.
+        row_tokens: length of the rows that sequences are packed into. A longer sequence makes the rows of its step
+            twice as long, or four times, and so on: each length is compiled once.
+        micro_tokens: tokens of one forward and backward pass, padding included: so many rows as fit, but at least
+            one for every shard of the rows.
         minibatches: optimizer steps a rollout is split into (by prompt).
-        logprob_chunk: sampled tokens of each row scored at a time; bounds the logits to micro_rows * chunk * V.
-        length_buckets: padded row lengths, one compiled update each; the longest possible row is added.
+        logprob_chunk: sampled tokens scored at a time; bounds the logits to logprob_chunk * V.
     """
 
-    micro_rows: int = 16
+    row_tokens: int = 512
+    micro_tokens: int = 2048
     minibatches: int = 1
-    logprob_chunk: int = 64
-    length_buckets: tuple[int, ...] = ()
+    logprob_chunk: int = 256
 
     def validate(self, field: str) -> None:
         """Raises ConfigError naming the field that cannot work."""
-        for name in ("micro_rows", "minibatches", "logprob_chunk"):
+        for name in ("row_tokens", "micro_tokens", "minibatches", "logprob_chunk"):
             errors.check_at_least(f"{field}.{name}", getattr(self, name), 1)
-        for length in self.length_buckets:
-            errors.check_at_least(f"{field}.length_buckets", length, 2)
+
+
+class Totals(NamedTuple):
+    """Denominators of a step's means: scalars float32, over all its sequences, also those left out of the work.
+
+    Attributes:
+        sampled: tokens.
+        run: tokens that are run, each as often as there are sequences with it.
+    """
+
+    sampled: Any
+    run: Any
 
 
 def make_update_step(
@@ -55,101 +66,160 @@ def make_update_step(
     temperature: float,
     chunk: int,
     join: Callable[[Params, Params | None], Params] = lambda params, frozen: params,
+    shardings: TrainState | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Returns `update(state, batch, micros, frozen=None) -> (state, metrics)`, jitted, donating the state.
+    """Returns `update(state, batches, totals, frozen=None) -> (state, metrics)`, which consumes the state.
 
-    Only the first `micros` (scalar int32, >= 1) micro-batches are processed: rows without gradient go last and are
-    left out. The denominators in `batch.weights` are those of the whole step either way.
+    Each micro-batch is one dispatch, which adds to the gradients in place, and one more applies them: what is
+    compiled depends on the shape of a micro-batch, not on how many there are.
 
     Args:
         temperature: of the sampling, by which logits are divided.
         chunk: see `rlvr.learner.logprobs.token_logprobs`.
         join: see `rlvr.learner.trainable.Trainable`; by default the policy runs with the trained parameters alone.
+        shardings: of the state; by default as XLA likes it.
     """
-    surrogate = SURROGATES[objective.surrogate]
 
-    def micro_loss(params: Params, micro: TrainBatch, totals: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
-        """Loss of one micro-batch [R, ...]; the step's loss is the sum over micro-batches."""
-        replay = {"live": None, "rollout": micro.choices, "old": micro.old_choices}[objective.routing]
-        logprobs, entropies, output = row_logprobs(
-            policy, params, micro.tokens, micro.lengths, micro.positions, jnp.float32(temperature), chunk, replay
-        )
-        logprobs = masked(logprobs, micro.mask)
-        losses, indicators = surrogate(logprobs, micro.old_logprobs, micro.advantages, objective)
-        policy_loss = masked_sum(losses * micro.weights, micro.mask)
-        loss = policy_loss
-        if objective.kl in LOSS_ESTIMATORS:
-            penalty = LOSS_ESTIMATORS[objective.kl](logprobs - micro.reference_logprobs)
-            loss += objective.kl_coef * masked_sum(penalty * micro.weights, micro.mask)
-        sampled, rows = totals
-        loss -= objective.entropy_coef * masked_sum(entropies, micro.mask) / sampled
-        gap = jnp.abs(jax.lax.stop_gradient(logprobs) - micro.old_logprobs)
-        sums = {
-            "loss/policy": policy_loss,
-            "tokens": jnp.sum(micro.mask, dtype=jnp.float32),
-            "rollout/entropy": masked_sum(entropies, micro.mask),
-            "gap/mean": masked_sum(gap, micro.mask),
-            "kl/update": masked_sum(k3(logprobs - micro.old_logprobs), micro.mask),
-            **{name: masked_sum(x.astype(jnp.float32), micro.mask) for name, x in indicators.items()},
-        }
-        maxima = {"gap/max": masked_max(gap, micro.mask)}
-        if output.router is not None:
-            stats = output.router
-            share = stats.tokens[0] / rows
-            balance = BALANCE_LOSSES[objective.balance](stats, policy.config.experts_per_token)
-            z = z_loss(stats)
-            loss += share * (objective.balance_coef * balance + objective.z_coef * z)
-            fair = stats.tokens[:, None] * policy.config.experts_per_token / policy.config.experts
-            sums |= {
-                "router/share": share,
-                "moe/balance_loss": share * balance,
-                "moe/z_loss": share * z,
-                "moe/router_entropy": share * jnp.mean(stats.entropy / jnp.maximum(stats.tokens, 1.0)),
-                "router/load": stats.load,
-            }
-            maxima["moe/load_max"] = jnp.max(stats.load / jnp.maximum(fair, 1.0))
-            if micro.choices is not None and output.choices is not None:
-                valid = jnp.arange(micro.tokens.shape[1])[None, :] < micro.lengths[:, None]
-                changed = count_changed(output.choices, micro.choices, valid)
-                layers = stats.tokens.shape[0]
-                sums["moe/choices_changed"] = changed / (rows * layers)
-        return loss, (sums, maxima)
+    def pin(x: Any, like: str | None = None) -> Any:
+        """Pins parts of the state to their place on the mesh."""
+        if shardings is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, getattr(shardings, like) if like else shardings)
 
-    def update(
-        state: TrainState, batch: TrainBatch, micros: jax.Array, frozen: Params | None = None
-    ) -> tuple[TrainState, Metrics]:
-        totals = (
-            jnp.maximum(jnp.sum(batch.mask, dtype=jnp.float32), 1.0),
-            jnp.maximum(jnp.sum(batch.lengths, dtype=jnp.float32), 1.0),
-        )
+    def accumulate(
+        params: Params, gradients: Params, micro: TrainBatch, totals: Totals, frozen: Params | None
+    ) -> tuple[Params, Any]:
+        def loss(params: Params) -> tuple[jax.Array, Any]:
+            return micro_loss(policy, join(params, frozen), micro, totals, objective, temperature, chunk)
 
-        def micro_gradient(i: jax.Array) -> tuple[Any, Any]:
-            micro = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch)
-            return jax.grad(lambda params: micro_loss(join(params, frozen), micro, totals), has_aux=True)(state.params)
+        more, metrics = jax.grad(loss, has_aux=True)(params)
+        return pin(jax.tree.map(jnp.add, gradients, more), "params"), metrics
 
-        def accumulate(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            gradients, (sums, maxima) = micro_gradient(i)
-            total, (all_sums, all_maxima) = carry
-            add, largest = (
-                jax.tree.map(jnp.add, all_sums, sums),
-                jax.tree.map(jnp.maximum, all_maxima, maxima),
-            )
-            return jax.tree.map(jnp.add, total, gradients), (add, largest)
+    def combine(a: tuple[Metrics, Metrics], b: tuple[Metrics, Metrics]) -> tuple[Metrics, Metrics]:
+        return jax.tree.map(jnp.add, a[0], b[0]), jax.tree.map(jnp.maximum, a[1], b[1])
 
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(micro_gradient, jnp.int32(0)))
-        gradients, (sums, maxima) = jax.lax.fori_loop(0, micros, accumulate, zeros)
+    def apply(state: TrainState, gradients: Params, metrics: tuple[Metrics, Metrics]) -> tuple[TrainState, Metrics]:
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if objective.bias_rate:
             rate = objective.bias_rate * opt_state.last_finite
-            params = balance_step(params, policy.config, sums["router/load"], rate)
-        metrics = _finish(sums, maxima)
-        metrics["optimizer/grad_norm"] = optax.tree.norm(gradients)
-        metrics["optimizer/skipped"] = ~opt_state.last_finite
-        metrics["optimizer/skipped_in_a_row"] = opt_state.notfinite_count
-        return TrainState(params, opt_state), metrics
+            params = balance_step(params, policy.config, metrics[0]["router/load"], rate)
+        out = _finish(*metrics)
+        out["optimizer/grad_norm"] = optax.tree.norm(gradients)
+        out["optimizer/skipped"] = ~opt_state.last_finite
+        out["optimizer/skipped_in_a_row"] = opt_state.notfinite_count
+        return pin(TrainState(params, opt_state)), out
 
-    return jax.jit(update, donate_argnums=0)
+    zeros_step = jax.jit(lambda params: pin(jax.tree.map(jnp.zeros_like, params), "params"))
+    accumulate_step = jax.jit(accumulate, donate_argnums=1)
+    combine_step = jax.jit(combine)
+    apply_step = jax.jit(apply, donate_argnums=0)
+
+    def update(
+        state: TrainState, batches: Iterable[TrainBatch], totals: Totals, frozen: Params | None = None
+    ) -> tuple[TrainState, Metrics]:
+        gradients, metrics = zeros_step(state.params), None
+        for micro in batches:
+            gradients, own = accumulate_step(state.params, gradients, micro, totals, frozen)
+            metrics = own if metrics is None else combine_step(metrics, own)
+        assert metrics is not None, "a step needs a micro-batch"
+        return apply_step(state, gradients, metrics)
+
+    return update
+
+
+def micro_loss(
+    policy: Policy,
+    params: Params,
+    micro: TrainBatch,
+    totals: Totals,
+    objective: ObjectiveConfig,
+    temperature: float,
+    chunk: int,
+) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
+    """The loss of one micro-batch; the step's loss is the sum over its micro-batches.
+
+    Returns:
+        (loss, (sums, maxima)): what the metrics are made of.
+    """
+    replay = {"live": None, "rollout": micro.choices, "old": micro.old_choices}[objective.routing]
+    output = run_rows(policy, params, micro, replay)
+    loss, (sums, maxima) = token_loss(
+        policy,
+        params,
+        output.hidden,
+        micro.sources,
+        micro.targets,
+        micro.columns(),
+        jnp.float32(temperature),
+        chunk,
+        functools.partial(chunk_loss, objective),
+        {
+            "mask": micro.mask,
+            "old": micro.old_logprobs,
+            "reference": micro.reference_logprobs,
+            "advantages": micro.advantages,
+            "weights": micro.weights,
+            "sampled": jnp.broadcast_to(totals.sampled, micro.mask.shape),
+        },
+    )
+    if output.router is not None:
+        router, more, largest = _router_loss(policy, micro, output.router, output.choices, totals, objective)
+        loss, sums, maxima = loss + router, sums | more, maxima | largest
+    return loss, (sums, maxima)
+
+
+def chunk_loss(
+    objective: ObjectiveConfig, logprobs: jax.Array, entropies: jax.Array, fields: dict[str, jax.Array]
+) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
+    """The policy's loss over some tokens [R, n], and what the metrics are made of; see `token_loss`."""
+    mask, old, weights = fields["mask"], fields["old"], fields["weights"]
+    logprobs = masked(logprobs, mask)
+    losses, indicators = SURROGATES[objective.surrogate](logprobs, old, fields["advantages"], objective)
+    policy_loss = masked_sum(losses * weights, mask)
+    loss = policy_loss
+    if objective.kl in LOSS_ESTIMATORS:
+        penalty = LOSS_ESTIMATORS[objective.kl](logprobs - fields["reference"])
+        loss += objective.kl_coef * masked_sum(penalty * weights, mask)
+    loss -= objective.entropy_coef * masked_sum(entropies / fields["sampled"], mask)
+    gap = jnp.abs(logprobs - old)
+    sums = {
+        "loss/policy": policy_loss,
+        "tokens": jnp.sum(mask, dtype=jnp.float32),
+        "rollout/entropy": masked_sum(entropies, mask),
+        "gap/mean": masked_sum(gap, mask),
+        "kl/update": masked_sum(k3(logprobs - old), mask),
+        **{name: masked_sum(x.astype(jnp.float32), mask) for name, x in indicators.items()},
+    }
+    return loss, (sums, {"gap/max": masked_max(gap, mask)})
+
+
+def _router_loss(
+    policy: Policy,
+    micro: TrainBatch,
+    stats: RouterStats,
+    choices: jax.Array | None,
+    totals: Totals,
+    objective: ObjectiveConfig,
+) -> tuple[jax.Array, Metrics, Metrics]:
+    """Returns the mixture layers' part of (the loss, the sums, the maxima)."""
+    k = policy.config.experts_per_token
+    share = stats.tokens[0] / totals.run
+    balance = BALANCE_LOSSES[objective.balance](stats, k)
+    z = z_loss(stats)
+    fair = stats.tokens[:, None] * k / policy.config.experts
+    sums = {
+        "router/share": share,
+        "moe/balance_loss": share * balance,
+        "moe/z_loss": share * z,
+        "moe/router_entropy": share * jnp.mean(stats.entropy / jnp.maximum(stats.tokens, 1.0)),
+        "router/load": stats.load,
+    }
+    if micro.choices is not None and choices is not None:
+        changed = count_changed(choices, micro.choices, micro.counts)
+        sums["moe/choices_changed"] = changed / (totals.run * stats.tokens.shape[0])
+    maxima = {"moe/load_max": jnp.max(stats.load / jnp.maximum(fair, 1.0))}
+    return share * (objective.balance_coef * balance + objective.z_coef * z), sums, maxima
 
 
 def _finish(sums: Metrics, maxima: Metrics) -> Metrics:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from rlvr import partition
 from rlvr.policy import cache as cache_lib
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.norm import RmsNorm
+from rlvr.policy.packed import Segments, attend_packed
 from rlvr.policy.parameters import linear, param, zeros
 from rlvr.policy.rope import apply_rope
 
@@ -33,12 +36,14 @@ class Attention(nn.Module):
         angles: tuple[jax.Array, jax.Array] | None,
         pages: cache_lib.Pages | None,
         table: jax.Array | None,
+        segments: Segments,
     ) -> tuple[jax.Array, cache_lib.Pages | cache_lib.Prefix]:
         """Maps x [B, T, D] at positions [B, T] to ([B, T, D], the pages with this row, or the row itself without).
 
         Args:
             angles: of RoPE at the positions; None for none.
             pages, table: of the cache, if there is one.
+            segments: which tokens of a row see each other, without a cache.
         """
         c = self.config
 
@@ -61,57 +66,17 @@ class Attention(nn.Module):
 
         sinks = param(self, "sinks", ("query_heads",), (c.query_heads,), zeros) if c.sinks else None
         scale = c.attention_scale or c.head_size**-0.5
+        form: Any = {"scale": scale, "window": self.window, "sinks": sinks}
         kept: cache_lib.Pages | cache_lib.Prefix
         if pages is None or table is None:
             kept = cache_lib.Prefix(key.swapaxes(1, 2), value.swapaxes(1, 2))
-            attended = attend(query, *kept, positions, scale=scale, window=self.window, sinks=sinks)
+            attended = attend_packed(query, key, value, positions, segments, **form)
         else:
             kept = cache_lib.write(pages, table, key, value, positions)
-            attended = attend_pages(query, kept, table, positions, scale=scale, window=self.window, sinks=sinks)
+            attended = attend_pages(query, kept, table, positions, **form)
         axes, shape = ("query_heads", None, "embed"), (c.query_heads, c.head_size, c.dim)
         out = linear(self, "out", attended, axes, shape, inputs=2, bias=c.out_bias)
         return partition.constrain(out, "batch", None, None), kept
-
-
-def attend(
-    query: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    positions: jax.Array,
-    *,
-    scale: float,
-    window: int = 0,
-    sinks: jax.Array | None = None,
-) -> jax.Array:
-    """Softmax attention in float32.
-
-    Args:
-        query: [B, T, H, h].
-        keys, values: [B, K, L, h]; entry j sits at position j.
-        positions: [B, T]; a query at i sees the entries j with 0 <= i - j, and i - j < window where there is one.
-        scale: the scores are multiplied by it.
-        sinks: [H] logits, not scaled, that take their part of each head's softmax and carry no value; or None.
-
-    Returns:
-        [B, T, H, h], in the query's dtype.
-    """
-    batch, length, query_heads, head_size = query.shape
-    kv_heads = keys.shape[1]
-    grouped = query.reshape(batch, length, kv_heads, query_heads // kv_heads, head_size)
-    scores = jnp.einsum("BTKgh,BKLh->BKgTL", grouped, keys, preferred_element_type=jnp.float32)
-    distance = positions[:, :, None] - jnp.arange(keys.shape[2])[None, None, :]  # [B, T, L]
-    visible = (distance >= 0) & (distance < window) if window else distance >= 0
-    scores = jnp.where(visible[:, None, None], scores * scale, jnp.finfo(jnp.float32).min)
-    if sinks is None:
-        probabilities = jax.nn.softmax(scores, axis=-1)
-    else:
-        sink = sinks.astype(jnp.float32).reshape(1, kv_heads, query_heads // kv_heads, 1, 1)
-        largest = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sink))
-        exponentials = jnp.exp(scores - largest)
-        total = jnp.sum(exponentials, axis=-1, keepdims=True) + jnp.exp(sink - largest)
-        probabilities = exponentials / total
-    attended = jnp.einsum("BKgTL,BKLh->BTKgh", probabilities.astype(values.dtype), values)
-    return attended.reshape(batch, length, query_heads, head_size)
 
 
 def attend_pages(
@@ -124,7 +89,8 @@ def attend_pages(
     window: int = 0,
     sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """`attend` over the pages of a cache, one page a row at a time, from the first that any row sees to the last.
+    """Softmax attention over the pages of a cache, in float32: one page a row at a time, from the first that any row
+    sees to the last.
 
     A running softmax (Milakov and Gimelshein, 1805.02867). A page that a row does not see leaves its sums as they
     are, to the bit, so a row's result does not depend on how far the others have got.
@@ -132,7 +98,9 @@ def attend_pages(
     Args:
         query: [B, T, H, h] of tokens whose keys and values are in the pages.
         table: see `rlvr.policy.cache.Cache`.
-        positions: [B, T].
+        positions: [B, T]; a query at i sees what is at j with 0 <= i - j, and i - j < window where there is one.
+        scale: the scores are multiplied by it.
+        sinks: [H] logits, not scaled, that take their part of each head's softmax and carry no value; or None.
 
     Returns:
         [B, T, H, h], in the query's dtype.

@@ -21,12 +21,12 @@ class Moe(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, valid: jax.Array, replay: jax.Array | None
+        self, x: jax.Array, counts: jax.Array, replay: jax.Array | None
     ) -> tuple[jax.Array, RouterStats, jax.Array]:
         """Mixes x [B, T, D].
 
         Args:
-            valid: [B, T] which tokens enter the statistics.
+            counts: [B, T] how often each token counts in the statistics.
             replay: [B, T, k] experts to use instead of the router's choice where they are not negative, or None.
 
         Returns:
@@ -50,7 +50,7 @@ class Moe(nn.Module):
         )
         weights = jax.tree.map(lambda w: w.astype(x.dtype), weights)
         out = dispatch(x, used, compute_gates(scores, used, c), weights, c)
-        return partition.constrain(out, "batch", None, None), router_stats(logits, scores, used, valid), choices
+        return partition.constrain(out, "batch", None, None), router_stats(logits, scores, used, counts), choices
 
     def _projection(self, name: str, inputs: int, outputs: int) -> Projection:
         axes = ("embed", "expert_hidden") if name != "down" else ("expert_hidden", "embed")

@@ -43,10 +43,10 @@ def compute_gates(scores: jax.Array, choices: jax.Array, c: PolicyConfig) -> jax
 
 
 class RouterStats(NamedTuple):
-    """Sums over the valid tokens of one layer, so that they add up over micro-batches.
+    """Sums over the tokens of one layer, each as often as it counts, so that they add up over micro-batches.
 
     Attributes:
-        tokens: number of valid tokens.
+        tokens: number of tokens.
         load: [E] tokens that chose each expert (sums to k * tokens).
         probability: [E] summed router probabilities.
         square_lse: summed logsumexp(router logits)**2, for the z-loss.
@@ -60,11 +60,11 @@ class RouterStats(NamedTuple):
     entropy: jax.Array
 
 
-def router_stats(logits: jax.Array, scores: jax.Array, choices: jax.Array, valid: jax.Array) -> RouterStats:
-    """Sums the router's statistics over valid tokens: logits and scores [B, T, E], choices [B, T, k], valid [B, T]."""
+def router_stats(logits: jax.Array, scores: jax.Array, choices: jax.Array, counts: jax.Array) -> RouterStats:
+    """Sums the router's statistics: logits and scores [B, T, E], choices [B, T, k], counts [B, T] of each token."""
     # Sigmoid scores become a distribution by their sum, as in DeepSeek-V3's sequence-wise loss.
     probabilities = scores / (jnp.sum(scores, axis=-1, keepdims=True) + 1e-20)
-    weight = valid.astype(jnp.float32)
+    weight = counts.astype(jnp.float32)
     chosen = jnp.sum(jax.nn.one_hot(choices, logits.shape[-1], dtype=jnp.float32), axis=-2)
     lse = jax.scipy.special.logsumexp(logits, axis=-1)
     entropy = -jnp.sum(jax.scipy.special.xlogy(probabilities, jax.lax.stop_gradient(probabilities)), axis=-1)
@@ -124,13 +124,13 @@ def balance_step(params: dict[str, Any], config: PolicyConfig, load: jax.Array, 
     return params
 
 
-def count_changed(live: jax.Array, recorded: jax.Array, valid: jax.Array) -> jax.Array:
-    """Returns how many valid tokens have a recorded choice that the router would not make now, summed over layers.
+def count_changed(live: jax.Array, recorded: jax.Array, counts: jax.Array) -> jax.Array:
+    """Returns how many tokens have a recorded choice that the router would not make now, summed over layers.
 
     Args:
         live, recorded: [B, T, layers, k] experts, in any order; negative where nothing was recorded.
-        valid: [B, T].
+        counts: [B, T] how often each token counts.
     """
     again = jnp.any(recorded[..., :, None] == live[..., None, :], axis=-1)  # [B, T, layers, k]
     changed = jnp.any(~again & (recorded >= 0), axis=-1)
-    return jnp.sum(changed & valid[:, :, None], dtype=jnp.float32)
+    return jnp.sum(jnp.where(changed, counts.astype(jnp.float32)[:, :, None], 0.0))

@@ -15,6 +15,7 @@ from rlvr.policy.config import PolicyConfig, RopeConfig
 from rlvr.policy.mlp import Mlp
 from rlvr.policy.moe import Moe, RouterStats
 from rlvr.policy.norm import RmsNorm
+from rlvr.policy.packed import Segments
 from rlvr.policy.parameters import fan_in, param, recording
 from rlvr.policy.rope import rope_angles
 
@@ -58,7 +59,8 @@ class Block(nn.Module):
         angles: tuple[jax.Array, jax.Array] | None,
         pages: cache_lib.Pages | None,
         table: jax.Array | None,
-        valid: jax.Array,
+        segments: Segments,
+        counts: jax.Array,
         replay: jax.Array | None,
     ) -> tuple[jax.Array, cache_lib.Pages | cache_lib.Prefix, RouterStats | None, jax.Array | None]:
         """Maps x [B, T, D] to ([B, T, D], what attention keeps, router statistics, router choices [B, T, k])."""
@@ -72,12 +74,12 @@ class Block(nn.Module):
 
         window = c.sliding_window if self.layer in c.window_layers else 0
         attention = Attention(c, window, name="attention")
-        attended, kept = attention(before("attention", x), positions, angles, pages, table)
+        attended, kept = attention(before("attention", x), positions, angles, pages, table, segments)
         x = x + after("attention", attended)
         normed = before("mlp", x)
         stats = choices = None
         if self.layer in c.moe_layers:
-            out, stats, choices = Moe(c, name="moe")(normed, valid, replay)
+            out, stats, choices = Moe(c, name="moe")(normed, counts, replay)
             if c.shared_hidden:
                 out += Mlp(c, c.shared_hidden, name="shared")(normed)
         else:
@@ -104,7 +106,8 @@ class Decoder(nn.Module):
         tokens: jax.Array,
         positions: jax.Array,
         cache: cache_lib.Cache | None,
-        valid: jax.Array,
+        segments: Segments,
+        counts: jax.Array,
         replay: jax.Array | None,
         keep: bool,
     ) -> Output:
@@ -120,8 +123,9 @@ class Decoder(nn.Module):
         choices: list[jax.Array] = []
         for i, layer in enumerate(self.layer):
             chosen = None if replay is None or i not in c.moe_layers else replay[:, :, len(choices)]
+            pages = None if cache is None else cache.layers[i]
             x, layer_kept, layer_stats, layer_choices = layer(
-                x, positions, angles[i], None if cache is None else cache.layers[i], table, valid, chosen
+                x, positions, angles[i], pages, table, segments, counts, chosen
             )
             kept.append(layer_kept)
             if layer_stats is not None and layer_choices is not None:
@@ -192,7 +196,7 @@ class Policy:
 
         def run(module: Decoder) -> None:
             tokens = jnp.zeros((1, 1), jnp.int32)
-            output = module(tokens, tokens, None, tokens == 0, None, False)
+            output = module(tokens, tokens, None, Segments(tokens, tokens), jnp.ones(tokens.shape), None, False)
             module.logits(output.hidden)
 
         # No mesh: initialisation runs one token through the network, which no mesh could split.
@@ -215,27 +219,37 @@ class Policy:
         tokens: jax.Array,
         positions: jax.Array,
         cache: cache_lib.Cache | None = None,
-        valid: jax.Array | None = None,
         replay: jax.Array | None = None,
         keep: bool = False,
+        segments: Segments | None = None,
+        counts: jax.Array | None = None,
     ) -> Output:
         """Runs the network.
 
         Args:
             params: the parameters.
             tokens: [B, T] int32 ids.
-            positions: [B, T] int32, consecutive in a row. Without a cache they start at 0. A token sees those at its
-                own position and before, so padding belongs at the end of a row.
-            cache: keys and values of the tokens before each row's; extended by the row.
-            valid: [B, T] which tokens count in the router statistics; default all.
+            positions: [B, T] int32 of each token in its sequence. A token sees those at its own position and before.
+            cache: keys and values of the tokens before each row's; extended by the row, whose positions are
+                consecutive.
             replay: [B, T, mixture layers, k] experts to use instead of those that the router would choose now; a
                 token whose entries are negative is routed live. The gates are computed anew either way.
             keep: without a cache, whether to return the keys and values of the row.
+            segments: which tokens of a row see each other, where a row holds several sequences; by default it is
+                one, with padding at its end. Not with a cache.
+            counts: [B, T] how often each token counts in the router statistics; default once.
         """
-        if valid is None:
-            valid = jnp.ones(tokens.shape, bool)
-        output: Any = self._module.apply({"params": params}, tokens, positions, cache, valid, replay, keep)
+        if counts is None:
+            counts = jnp.ones(tokens.shape, jnp.float32)
+        if segments is None:
+            segments = Segments(*(jnp.zeros(tokens.shape, jnp.int32) for _ in range(2)))
+        output: Any = self._module.apply({"params": params}, tokens, positions, cache, segments, counts, replay, keep)
         return output
+
+    def head_params(self, params: Params) -> Params:
+        """Returns those of the parameters that `logits` uses."""
+        name = "embed" if self.config.tied_head else "head"
+        return {name: params[name]}
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Maps hidden [..., D] to float32 logits [..., V]."""

@@ -3,7 +3,7 @@
     .venv/bin/python scripts/peers/compare.py                        # everything: about 20 minutes on two cores
     .venv/bin/python scripts/peers/compare.py --parts rollout --rounds 3
     .venv/bin/python scripts/peers/compare.py --parts tail --tail_batches 0
-    .venv/bin/python scripts/peers/compare.py --ours step=--step_micro_rows=16 --ours rollout=--rollout_decode_steps=16
+    .venv/bin/python scripts/peers/compare.py --ours step=--step_micro_tokens=1088 --ours groups=--rounds=5
 
 Parts: rollout, tail, step (see `jobs.py` for what a peer does, `launch/benches` for ours) and groups (ours alone:
 shared prompts against repeated ones). Each measurement is a process of its own; the order is turned round every round,
@@ -53,12 +53,12 @@ SIZES: dict[str, dict[str, dict[str, int | str]]] = {
         },
     },
 }  # fmt: skip
-# Our names of those sizes, where they differ from "--<bench>_<size>".
+# Our names of those sizes, where they differ from "--<bench>_<size>"; "" where we have no such thing.
 OURS = {
     "rollout": {"rows": "rollout_requests"},
     "tail": {"completions": "rollout_requests", "rows": "rollout_slots", "mean": "rollout_new_tokens"},
     "groups": {"prompts": "rollout_requests"},
-    "step": {},
+    "step": {"micro_rows": ""},
 }
 
 
@@ -136,6 +136,7 @@ def own_command(arguments: argparse.Namespace, part: str) -> list[str]:
     for name, value in SIZES[arguments.sizes][part].items():
         own = "shape" if name == "shape" else f"{bench}_{name}"
         flags[OURS[part].get(name, own)] = str(value)
+    flags.pop("", None)
     flags["rounds"] = {"rollout": str(arguments.repeats), "groups": "3"}.get(part, "1")
     command = [sys.executable, "-m", "launch.bench", bench, *(f"--{name}={value}" for name, value in flags.items())]
     return command + shlex.split(arguments.more[part])

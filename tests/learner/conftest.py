@@ -30,16 +30,20 @@ def copied() -> Callable[[Any], Any]:
 
 @pytest.fixture(scope="session")
 def make_rows() -> Callable[..., list[Row]]:
-    """Returns n rows of two groups: prompts of 1 to 6 ids, completions of 1 to 8, advantages of both signs."""
+    """Returns n rows of two groups: prompts of 1 to 6 ids, completions of 1 to 8, advantages of both signs.
 
-    def make(n: int = 8, zeros: Sequence[int] = (), vocab: int = 97) -> list[Row]:
+    Prompts are all different, or (shared) one for each group.
+    """
+
+    def make(n: int = 8, zeros: Sequence[int] = (), vocab: int = 97, shared: bool = False) -> list[Row]:
         rng = np.random.default_rng(n)
-        rows = []
+        rows: list[Row] = []
         for i in range(n):
             completion = rng.integers(0, vocab, size=1 + (3 * i) % 8).astype(np.int32)
+            prompt = tuple(rng.integers(0, vocab, size=1 + (5 * i) % 6).tolist())
             rows.append(
                 Row(
-                    prompt=tuple(rng.integers(0, vocab, size=1 + (5 * i) % 6).tolist()),
+                    prompt=rows[i - 2].prompt if shared and i >= 2 else prompt,
                     completion=completion,
                     old_logprobs=rng.normal(-5.0, 1.0, size=len(completion)).astype(np.float32),
                     advantage=0.0 if i in zeros else float(rng.normal()),

@@ -12,65 +12,84 @@ import scipy.special
 import scipy.stats
 
 from rlvr.algo.objectives import ObjectiveConfig
-from rlvr.learner.batch import Row, make_batch
-from rlvr.learner.logprobs import row_logprobs, token_logprobs
-from rlvr.learner.optimizer import OptimizerConfig, make_optimizer
-from rlvr.learner.state import TrainState
-from rlvr.learner.update import make_update_step
+from rlvr.learner.batch import Row, make_batches
+from rlvr.learner.logprobs import token_logprobs, token_loss
+from rlvr.learner.update import Totals, micro_loss
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.transformer import Policy
 
 Tiny = Callable[[str], Any]
-R, C = 3, 7
+R, T, C = 3, 9, 7
+COUNTED = 5  # of the columns, the others are left out
 TEMPERATURE = 0.7
 RNG = np.random.default_rng(0)
+SOURCES = RNG.integers(0, T, size=(R, C)).astype(np.int32)  # some state predicts several tokens
 TARGETS = RNG.integers(0, 97, size=(R, C)).astype(np.int32)
-HIDDEN = RNG.normal(size=(R, C, 48)).astype(np.float32)
-BARS = RNG.normal(size=(2, R, C)).astype(np.float32)
+HIDDEN = RNG.normal(size=(R, T, 48)).astype(np.float32)
+FACTORS = RNG.normal(size=(2, R, C)).astype(np.float32)
+MASK = np.broadcast_to(np.arange(C) < COUNTED, (R, C))
 
 
-@pytest.mark.parametrize(("kind", "chunk"), [("dense", 3), ("moe", 9)])  # untied and tied; 7 is no multiple of either
+def a_loss(logprobs: jax.Array, entropies: jax.Array, fields: Any) -> Any:
+    """Any function of each token; not linear."""
+    each = fields["a"] * jnp.exp(0.2 * logprobs) + fields["b"] * entropies**2
+    each = jnp.where(fields["mask"], each, 0.0)
+    sums = {"logprobs": jnp.sum(jnp.where(fields["mask"], logprobs, 0.0))}
+    return jnp.sum(each), (sums, {"largest": jnp.max(jnp.where(fields["mask"], entropies, 0.0))})
+
+
+FIELDS = {"a": FACTORS[0], "b": FACTORS[1], "mask": MASK}
+
+
+@pytest.mark.parametrize(("kind", "chunk"), [("dense", 9), ("moe", 100)])  # untied by 3 columns; tied, all at once
 def test_chunks_are_the_full_log_softmax(tiny_policy: Tiny, kind: str, chunk: int) -> None:
     policy, params = tiny_policy(kind)
     name = "head" if kind == "dense" else "embed"
     rest, head = {k: v for k, v in params.items() if k != name}, params[name]
+    scored = (SOURCES, TARGETS, jnp.int32(COUNTED), jnp.float32(TEMPERATURE), chunk)
 
-    def full(head: Any, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        log_p = jax.nn.log_softmax(policy.logits({**rest, name: head}, hidden) / TEMPERATURE, axis=-1)
+    def full(head: Any, hidden: jax.Array) -> Any:
+        states = jnp.take_along_axis(hidden, SOURCES[..., None], axis=1)
+        log_p = jax.nn.log_softmax(policy.logits({**rest, name: head}, states) / TEMPERATURE, axis=-1)
         picked = jnp.take_along_axis(log_p, TARGETS[..., None], axis=-1)[..., 0]
-        return picked, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+        return a_loss(picked, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1), FIELDS)
 
-    def chunked(head: Any, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return token_logprobs(policy, {**rest, name: head}, hidden, TARGETS, jnp.float32(TEMPERATURE), chunk)
+    def chunked(head: Any, hidden: jax.Array) -> Any:
+        return token_loss(policy, {**rest, name: head}, hidden, *scored, a_loss, FIELDS)
 
     def pull(f: Any) -> Any:
-        values, vjp = jax.vjp(f, head, jnp.asarray(HIDDEN))
-        return values, vjp((jnp.asarray(BARS[0]), jnp.asarray(BARS[1])))
+        both = jax.value_and_grad(lambda *x: jax.tree.map(lambda y: 3 * y, f(*x)), argnums=(0, 1), has_aux=True)
+        return both(head, jnp.asarray(HIDDEN))
 
     got, want = jax.jit(lambda: pull(chunked))(), jax.jit(lambda: pull(full))()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), got, want)
+    without = jax.jit(lambda: chunked(head, jnp.asarray(HIDDEN)))()  # no gradient is asked for
+    np.testing.assert_allclose(3 * without[0], want[0][0], rtol=1e-5)
 
-    logits = np.asarray(policy.logits(params, jnp.asarray(HIDDEN)), np.float64) / TEMPERATURE
+    states = np.take_along_axis(HIDDEN, SOURCES[..., None], axis=1)
+    logits = np.asarray(policy.logits(params, jnp.asarray(states)), np.float64) / TEMPERATURE
     log_p = scipy.special.log_softmax(logits, axis=-1)
-    np.testing.assert_allclose(got[0][0], np.take_along_axis(log_p, TARGETS[..., None], -1)[..., 0], atol=1e-5)
-    np.testing.assert_allclose(got[0][1], scipy.stats.entropy(np.exp(log_p), axis=-1), rtol=2e-5, atol=2e-6)
+    picked = np.take_along_axis(log_p, TARGETS[..., None], -1)[..., 0]
+    scores = jax.jit(lambda p: token_logprobs(policy, p, HIDDEN, *scored))(params)
+    np.testing.assert_allclose(scores[:, :COUNTED], picked[:, :COUNTED], atol=1e-5)
+    entropies = scipy.stats.entropy(np.exp(log_p), axis=-1)[:, :COUNTED]
+    np.testing.assert_allclose(without[1][1]["largest"], entropies.max(), rtol=2e-5)
+    np.testing.assert_allclose(without[1][0]["logprobs"], picked[:, :COUNTED].sum(), rtol=1e-5)
 
 
-def test_a_token_is_scored_from_what_comes_before_it(tiny_policy: Tiny) -> None:
-    policy, params = tiny_policy("mixed")
-    tokens = RNG.integers(0, 97, size=(2, 9)).astype(np.int32)
-    scored = np.array([[1, 2, 3], [6, 7, 8]], np.int32)
-    positions = np.broadcast_to(np.arange(9, dtype=np.int32), tokens.shape)
+def test_a_head_that_is_not_trained_costs_no_gradient(tiny_policy: Tiny) -> None:
+    """Adapters leave it frozen: there is one product less."""
+    policy, params = tiny_policy("dense")
+    scored = (SOURCES, TARGETS, jnp.int32(COUNTED), jnp.float32(TEMPERATURE), 9)
 
-    def both(params: Any) -> tuple[jax.Array, jax.Array]:
-        logits = policy.logits(params, policy.forward(params, tokens, positions).hidden)
-        rows = row_logprobs(policy, params, tokens, jnp.array([5, 9]), scored, jnp.float32(1.0), 2)
-        return logits, rows[0]
+    def value(params: Any, hidden: jax.Array) -> jax.Array:
+        return token_loss(policy, params, hidden, *scored, a_loss, FIELDS)[0]
 
-    logits, got = jax.jit(both)(params)
-    log_p = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)
-    want = [[log_p[b, t - 1, tokens[b, t]] for t in scored[b]] for b in range(2)]
-    np.testing.assert_allclose(got, want, atol=1e-5)
+    products = [
+        str(jax.make_jaxpr(jax.grad(value, argnums=wanted))(params, HIDDEN)).count("dot_general")
+        for wanted in (1, (0, 1))
+    ]
+    assert products == [2, 3]
 
 
 def largest_buffer(text: str) -> int:
@@ -80,30 +99,24 @@ def largest_buffer(text: str) -> int:
 
 
 def test_the_update_never_holds_logits_of_all_tokens() -> None:
-    vocab, rows, columns = 5003, 4, 24
+    vocab, columns, chunk = 5003, 24, 12
     config = PolicyConfig(
         vocab_size=vocab, dim=8, layers=1, query_heads=2, kv_heads=1, head_size=4, hidden=12, tied_head=False
     )
     policy = Policy(config)
-    optimizer = make_optimizer(OptimizerConfig(), 10)
     params = policy.abstract_params()
-    state = TrainState(params, jax.eval_shape(optimizer.init, params))
     row = Row((1, 2), np.ones(columns, np.int32), np.zeros(columns, np.float32), 1.0, 0)
-    batch = make_batch(
-        [row] * rows, micro_rows=rows, length=30, columns=columns, aggregation="token_mean", budget=columns
-    )
+    (batch,), _ = make_batches([row] * 4, micro_rows=1, length=128)
     objective = ObjectiveConfig(kl="k3", kl_coef=0.1, entropy_coef=0.1)
+    totals = Totals(np.float32(1), np.float32(1))
 
-    step = make_update_step(policy, optimizer, objective, temperature=1.0, chunk=3)
-    compiled = step.lower(state, batch, jnp.int32(1)).compile().as_text()
-    # One chunk's logits and the [D, V] matrices are there; nothing near [R, C, V], forward or backward, is.
-    assert vocab * 8 <= largest_buffer(compiled) <= vocab * rows * 3 * 1.01
+    def gradient(chunk: int) -> str:
+        def loss(params: Any) -> Any:
+            return micro_loss(policy, params, batch, totals, objective, 1.0, chunk)
 
+        return jax.jit(jax.grad(loss, has_aux=True)).lower(params).compile().as_text()
+
+    # One chunk's logits and the [D, V] matrices are there; nothing near [96, V], forward or backward, is.
+    assert vocab * 8 <= largest_buffer(gradient(chunk)) <= vocab * chunk * 1.01
     # The search can find them: in one chunk they are there.
-    def score(params: Any, hidden: jax.Array, targets: jax.Array) -> jax.Array:
-        return token_logprobs(policy, params, hidden, targets, jnp.float32(1.0), columns)[0].sum()
-
-    hidden = jax.ShapeDtypeStruct((rows, columns, 8), jnp.float32)
-    targets = jax.ShapeDtypeStruct((rows, columns), jnp.int32)
-    whole = jax.jit(jax.grad(score)).lower(params, hidden, targets).compile().as_text()
-    assert largest_buffer(whole) >= rows * columns * vocab
+    assert largest_buffer(gradient(96)) >= vocab * 96

@@ -41,7 +41,7 @@ def run(tiny_policy: Tiny) -> Callable[..., tuple[jax.Array, Any, Any]]:
     policy, params = tiny_policy("moe")
 
     def scalar(params: Any, tokens: jax.Array, replay: Any) -> tuple[jax.Array, Any]:
-        output = policy.forward(params, tokens, POSITIONS, valid=VALID, replay=replay)
+        output = policy.forward(params, tokens, POSITIONS, counts=VALID, replay=replay)
         return jnp.sum(jnp.where(VALID[..., None], output.hidden, 0.0) ** 3), (output.hidden, output.choices)
 
     compiled = jax.jit(jax.grad(scalar, has_aux=True))
@@ -100,7 +100,7 @@ def make_learner(policy: Policy, descent: OptimizerConfig, mesh: Mesh, **options
         policy,
         ObjectiveConfig(**options),
         descent,
-        UpdateConfig(micro_rows=4, logprob_chunk=4, minibatches=minibatches),
+        UpdateConfig(row_tokens=16, micro_tokens=64, logprob_chunk=8, minibatches=minibatches),
         steps=10,
         max_length=14,
         max_columns=8,

@@ -46,7 +46,7 @@ def make_learner(trainable: Trainable, optimizer: OptimizerConfig, mesh: Mesh) -
         POLICY,
         OBJECTIVE,
         optimizer,
-        UpdateConfig(micro_rows=8, logprob_chunk=4),
+        UpdateConfig(row_tokens=16, micro_tokens=128, logprob_chunk=32),
         steps=10,
         max_length=14,
         max_columns=8,

@@ -1,7 +1,7 @@
 """The update against a naive loss, and everything that must not change it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,13 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from rlvr import errors
+from rlvr.algo.aggregation import AGGREGATIONS
 from rlvr.algo.objectives import ObjectiveConfig
-from rlvr.learner.batch import Row, TrainBatch, make_batch
+from rlvr.learner.batch import Row, TrainBatch, make_batches
 from rlvr.learner.learner import Learner
 from rlvr.learner.optimizer import OptimizerConfig, make_optimizer
 from rlvr.learner.state import TrainState
-from rlvr.learner.update import UpdateConfig, make_update_step
+from rlvr.learner.update import Totals, UpdateConfig, make_update_step
 from rlvr.mesh import AXES
 from rlvr.policy.router import BALANCE_LOSSES, z_loss
 from rlvr.policy.transformer import Policy
@@ -45,9 +46,28 @@ def largest(tree: Any) -> float:
     return max(float(np.max(np.abs(x))) for x in jax.tree.leaves(tree))
 
 
-def lay_out(rows: list[Row], **options: Any) -> TrainBatch:
-    defaults = {"micro_rows": len(rows), "length": T, "columns": C, "aggregation": "seq_sum_norm", "budget": BUDGET}
-    return make_batch(rows, **(defaults | options))
+class Laid(NamedTuple):
+    """A step's micro-batches and denominators."""
+
+    batches: list[TrainBatch]
+    totals: Totals
+
+
+def lay_out(
+    rows: list[Row],
+    *,
+    micro_rows: int | None = None,
+    length: int = T,
+    aggregation: str = "seq_sum_norm",
+    budget: int = BUDGET,
+    reference: list[np.ndarray] | None = None,
+) -> Laid:
+    sampled, groups = np.array([len(row.completion) for row in rows]), np.array([row.group for row in rows])
+    weights = AGGREGATIONS[aggregation](sampled, groups, budget)
+    micro_rows = micro_rows or len(rows)
+    batches, _ = make_batches(rows, micro_rows=micro_rows, length=length, weights=weights, reference=reference)
+    run = sum(len(row.prompt) + len(row.completion) - 1 for row in rows)
+    return Laid(batches, Totals(np.float32(sampled.sum()), np.float32(run)))
 
 
 class Stepper:
@@ -56,15 +76,14 @@ class Stepper:
     def __init__(self, policy: Policy, params: Any, objective: ObjectiveConfig, descent: OptimizerConfig):
         self.optimizer = make_optimizer(descent, 10)
         self.params = params
-        self.step = make_update_step(policy, self.optimizer, objective, temperature=TEMPERATURE, chunk=3)
+        self.step = make_update_step(policy, self.optimizer, objective, temperature=TEMPERATURE, chunk=9)
         self.epsilon = descent.epsilon
 
-    def __call__(self, batch: TrainBatch, micros: int | None = None) -> tuple[Any, dict[str, Any]]:
+    def __call__(self, laid: Laid) -> tuple[Any, dict[str, Any]]:
         """Returns (the gradient that the step took, metrics)."""
         params = jax.tree.map(jnp.copy, self.params)
         state = TrainState(params, self.optimizer.init(params))
-        micros = batch.tokens.shape[0] if micros is None else micros
-        state, metrics = self.step(state, jax.tree.map(jnp.asarray, batch), jnp.int32(micros))
+        state, metrics = self.step(state, laid.batches, laid.totals)
         return gradient_of(self.params, state.params, self.epsilon), metrics
 
 
@@ -87,7 +106,7 @@ def naive_loss(
         tokens[i, : len(row.prompt) + len(row.completion)] = [*row.prompt, *row.completion]
     lengths = np.array([len(row.prompt) + len(row.completion) for row in rows])
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), tokens.shape)
-    output = policy.forward(params, tokens, positions, valid=positions < lengths[:, None])
+    output = policy.forward(params, tokens, positions, counts=positions < lengths[:, None] - 1)
     log_p = jax.nn.log_softmax(policy.logits(params, output.hidden) / TEMPERATURE, axis=-1)
     policy_loss, kl, entropy, high, low = (jnp.float32(0) for _ in range(5))
     for i, row in enumerate(rows):
@@ -118,28 +137,34 @@ def naive_loss(
 
 
 def own_logprobs(policy: Policy, params: Any, rows: list[Row]) -> list[np.ndarray]:
-    """Log-probs of each row's completion from a full forward pass."""
-    tokens = lay_out(rows).tokens[0]
+    """Log-probs of each row's completion from a full forward pass of rows of their own."""
+    tokens = np.zeros((len(rows), T), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row.prompt) + len(row.completion)] = [*row.prompt, *row.completion]
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), tokens.shape)
     logits = jax.jit(lambda p: policy.logits(p, policy.forward(p, tokens, positions).hidden))(params)
     log_p = np.asarray(jax.nn.log_softmax(logits / TEMPERATURE, axis=-1))
     return [log_p[i, len(r.prompt) - 1 + np.arange(len(r.completion)), r.completion] for i, r in enumerate(rows)]
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["packed", "shared_prompts"])
 def test_gradient_and_metrics_are_those_of_the_naive_loss(
-    tiny_policy: Tiny, make_rows: Rows, descent: OptimizerConfig
+    tiny_policy: Tiny, make_rows: Rows, descent: OptimizerConfig, shared: bool
 ) -> None:
     policy, params = tiny_policy("mixed")
-    rows = make_rows(6)
+    rows = make_rows(6, shared=shared)
     # An old policy and a reference not far from the policy.
     own, rng = own_logprobs(policy, params, rows), np.random.default_rng(0)
     gaps, shifts = ([0.3 * rng.normal(size=len(x)) for x in own] for _ in range(2))
     old, reference = ([x + noise for x, noise in zip(own, by, strict=True)] for by in (gaps, shifts))
     rows = [row._replace(old_logprobs=logprobs) for row, logprobs in zip(rows, old, strict=True)]
-    batch = lay_out(rows, aggregation="seq_mean_token_mean")
-    for i, logprobs in enumerate(reference):
-        batch.reference_logprobs[0, i, : len(logprobs)] = logprobs
-    got, metrics = Stepper(policy, params, FULL, descent)(batch)
+    laid = lay_out(rows, micro_rows=2, length=24, aggregation="seq_mean_token_mean", reference=reference)
+    (batch,) = laid.batches  # the router's losses are not linear in the tokens: of one micro-batch they are exact
+    prompts = {row.prompt for row in rows}
+    assert len(prompts) == (2 if shared else 6)
+    run = sum(len(prompt) for prompt in prompts) + sum(len(row.completion) - 1 for row in rows)
+    assert np.sum(batch.counts > 0) == run and np.sum(batch.counts) == laid.totals.run
+    got, metrics = Stepper(policy, params, FULL, descent)(laid)
 
     weights = [1 / (len(rows) * len(row.completion)) for row in rows]
     run = jax.jit(jax.grad(lambda p: naive_loss(policy, p, rows, reference, weights), has_aux=True))
@@ -156,49 +181,42 @@ def test_gradient_and_metrics_are_those_of_the_naive_loss(
     np.testing.assert_allclose(metrics["gap/mean"], np.abs(np.concatenate(gaps)).mean(), rtol=1e-3)
 
 
-@pytest.mark.parametrize("micro_rows", [4, 2])
-def test_micro_batches_and_order_change_nothing(shallow_step: Stepper, make_rows: Rows, micro_rows: int) -> None:
+@pytest.mark.parametrize(("micro_rows", "length"), [(3, T), (1, T), (1, 40)])
+def test_micro_batches_rows_and_order_change_nothing(
+    shallow_step: Stepper, make_rows: Rows, micro_rows: int, length: int
+) -> None:
     rows = make_rows(8)
     whole, metrics = shallow_step(lay_out(rows))
     assert largest(whole) > 0.02
-    split, split_metrics = shallow_step(lay_out(rows, micro_rows=micro_rows))
+    laid = lay_out(rows, micro_rows=micro_rows, length=length)
+    assert len(laid.batches) > 1  # of 3 rows, the last batch is not full
+    split, split_metrics = shallow_step(laid)
     assert_same_tree(split, whole, **SAME)
     order = np.random.default_rng(0).permutation(8)
-    shuffled, _ = shallow_step(lay_out([rows[i] for i in order], micro_rows=micro_rows))
+    shuffled, _ = shallow_step(lay_out([rows[i] for i in order], micro_rows=micro_rows, length=length))
     assert_same_tree(shuffled, whole, **SAME)
     assert metrics.keys() == split_metrics.keys()
     for name, value in metrics.items():
         np.testing.assert_allclose(split_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_a_last_micro_batch_that_is_not_full_changes_nothing(shallow_step: Stepper, make_rows: Rows) -> None:
-    rows = make_rows(8)[:7]
-    whole, _ = shallow_step(lay_out([*rows], micro_rows=8))  # filled up with one empty row
-    split, _ = shallow_step(lay_out(rows, micro_rows=4))
-    assert_same_tree(split, whole, **SAME)
-
-
-def test_padding_changes_nothing(shallow_step: Stepper, make_rows: Rows) -> None:
-    rows = make_rows(8)
-    narrow, metrics = shallow_step(lay_out(rows))
-    wide, wide_metrics = shallow_step(lay_out(rows, length=T + 7, columns=C + 3))
-    assert_same_tree(wide, narrow, **SAME)
-    for name, value in metrics.items():
-        np.testing.assert_allclose(wide_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
-
-
 def test_garbage_in_padding_changes_no_bit(shallow_step: Stepper, make_rows: Rows) -> None:
-    batch = lay_out(make_rows(8))
-    clean, _ = shallow_step(batch)
-    inside = np.arange(T) < batch.lengths[..., None]
+    laid = lay_out(make_rows(8))
+    (batch,) = laid.batches
+    clean, _ = shallow_step(laid)
+    inside = batch.segments >= 0
+    assert 0 < np.mean(inside) < 0.7
     poisoned = batch._replace(
         tokens=np.where(inside, batch.tokens, 55),
+        positions=np.where(inside, batch.positions, 3),
+        targets=np.where(batch.mask, batch.targets, 11),
+        sources=np.where(batch.mask, batch.sources, T - 1),
         old_logprobs=np.where(batch.mask, batch.old_logprobs, np.nan),
         reference_logprobs=np.where(batch.mask, batch.reference_logprobs, -np.inf),
         advantages=np.where(batch.mask, batch.advantages, np.inf),
         weights=np.where(batch.mask, batch.weights, 1e9),
     )
-    dirty, metrics = shallow_step(poisoned)
+    dirty, metrics = shallow_step(Laid([poisoned], laid.totals))
     assert metrics["optimizer/skipped"] == 0
     assert_same_tree(dirty, clean, rtol=0, atol=0)
 
@@ -208,7 +226,7 @@ def make_learner(policy: Policy, optimizer: OptimizerConfig, mesh: Mesh) -> Lear
         policy,
         ObjectiveConfig(aggregation="seq_sum_norm"),
         optimizer,
-        UpdateConfig(micro_rows=4, logprob_chunk=3),
+        UpdateConfig(row_tokens=32, micro_tokens=32, logprob_chunk=3),
         steps=10,
         max_length=T,
         max_columns=C,
@@ -228,17 +246,21 @@ def test_rows_of_advantage_zero_are_left_out_of_the_work_only(
     shallow_step: Stepper, make_rows: Rows, learner: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = shallow_step.params
-    rows = make_rows(8, zeros=(0, 3, 4, 6))
-    whole, _ = shallow_step(lay_out(rows, micro_rows=4, budget=C))
-    original, micros = learner._update, []
+    rows = make_rows(8, zeros=(0, 3, 4, 6), shared=True)  # of either group
+    whole, _ = shallow_step(lay_out(rows, budget=C))
+    original, seen = learner._update, []
 
-    def note(state: Any, batch: Any, count: jax.Array, *frozen: Any) -> Any:
-        micros.append(int(count))
-        return original(state, batch, count, *frozen)
+    def note(state: Any, batches: Any, *rest: Any) -> Any:
+        seen.extend(batches)
+        return original(state, seen, *rest)
 
     monkeypatch.setattr(learner, "_update", note)
     state, _ = learner.update(learner.fresh(jax.tree.map(jnp.copy, params)), rows)
-    assert micros == [1]  # of two
+    # Both prompts once, and the completions of the four others, without their last tokens.
+    live = [row for row in rows if row.advantage]
+    assert sum(int(np.sum(batch.segments >= 0)) for batch in seen) == sum(
+        len(prompt) for prompt in {row.prompt for row in live}
+    ) + sum(len(row.completion) - 1 for row in live)
     assert_same_tree(gradient_of(params, state.params, shallow_step.epsilon), whole, **SAME)
     # Where nothing has a gradient nothing moves.
     before = jax.tree.map(np.asarray, state.params)
@@ -269,7 +291,7 @@ def test_non_finite_updates_are_skipped_counted_and_at_last_refused(
 @pytest.mark.usefixtures("one_device")
 def test_scores_come_back_row_by_row(make_rows: Rows, tiny_policy: Tiny, learner: Learner) -> None:
     policy, params = tiny_policy("shallow")
-    rows = make_rows(8)[:7]  # 2 micro-batches, the last not full
+    rows = [*make_rows(8)[:7], *make_rows(7, shared=True)]  # some micro-batches, the last not full
     scores = learner.score(params, rows)
     assert [len(s) for s in scores] == [len(row.completion) for row in rows]
     for got, want in zip(scores, own_logprobs(policy, params, rows), strict=True):

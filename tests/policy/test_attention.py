@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvr.policy.attention import attend
+from rlvr.policy.attention import attend_pages
+from rlvr.policy.cache import Pages
 from rlvr.policy.config import RopeConfig
 from rlvr.policy.rope import apply_rope, rope_angles
 
@@ -57,7 +58,7 @@ def attend_numpy(query: np.ndarray, keys: np.ndarray, values: np.ndarray, positi
 
 
 @pytest.mark.parametrize("start", [[0, 0], [0, 5], [3, 6]])
-def test_attend_is_attention_with_repeated_kv_heads(start: list[int]) -> None:
+def test_attention_over_pages_is_that_with_repeated_kv_heads(start: list[int]) -> None:
     rng = np.random.default_rng(2)
     batch, length, entries = 2, 3, 9
     query = rng.normal(size=(batch, length, H, HEAD)).astype(np.float32)
@@ -66,5 +67,13 @@ def test_attend_is_attention_with_repeated_kv_heads(start: list[int]) -> None:
     for b in range(batch):  # what lies beyond the last position is leftovers of another sequence
         keys[b, :, positions[b, -1] + 1 :] = 1e4
         values[b, :, positions[b, -1] + 1 :] = -1e4
-    got = attend(jnp.asarray(query), jnp.asarray(keys), jnp.asarray(values), jnp.asarray(positions), scale=HEAD**-0.5)
+    table = rng.permutation(batch * 3).reshape(1, batch, 3)  # pages of 3 tokens, anywhere in the pool
+
+    def paged(x: np.ndarray) -> jnp.ndarray:
+        pool = np.zeros((1, batch * 3, K, 3, HEAD), np.float32)
+        pool[0, table[0]] = x.reshape(batch, K, 3, 3, HEAD).swapaxes(1, 2)
+        return jnp.asarray(pool)
+
+    pages = Pages(paged(keys), paged(values))
+    got = attend_pages(jnp.asarray(query), pages, jnp.asarray(table), jnp.asarray(positions), scale=HEAD**-0.5)
     np.testing.assert_allclose(got, attend_numpy(query, keys, values, positions), atol=2e-6)

@@ -35,7 +35,7 @@ def jitted() -> Callable[[Policy], Forward]:
 def test_decoding_through_the_cache_is_the_full_forward(tiny_policy: Tiny, jitted: Any, kind: str) -> None:
     policy, params = tiny_policy(kind)
     forward = jitted(policy)
-    expected = forward(params, TOKENS, POSITIONS, None, TOKENS >= 0).hidden
+    expected = forward(params, TOKENS, POSITIONS).hidden
     # Prefill pads every prompt to the longest; the padding's entries are overwritten as the rows grow.
     width, size = PROMPTS.max(), 4
     prompts = np.where(np.arange(width) < PROMPTS[:, None], TOKENS[:, :width], 0)
@@ -61,7 +61,7 @@ def test_decoding_through_the_cache_is_the_full_forward(tiny_policy: Tiny, jitte
 
 def test_several_tokens_at_once_through_the_cache_are_the_full_forward(tiny_policy: Tiny, jitted: Any) -> None:
     policy, params = tiny_policy("mixed")
-    expected = jitted(policy)(params, TOKENS, POSITIONS, None, TOKENS >= 0).hidden
+    expected = jitted(policy)(params, TOKENS, POSITIONS).hidden
     table = np.arange(15, dtype=np.int32).reshape(1, 3, 5)
     cache = Cache(make_pages(policy.config, 1, 15, 4), jnp.asarray(table))
     for start, end in ((0, 7), (7, 8), (8, 18)):
@@ -76,11 +76,11 @@ def test_padding_the_other_rows_and_their_order_change_no_bit(tiny_policy: Tiny,
     policy, params = tiny_policy(kind)
     valid = np.arange(LENGTH) < LENGTHS[:, None]
     zeros, garbage = np.where(valid, TOKENS, 0), np.where(valid, TOKENS, (TOKENS * 7 + 3) % 97)
-    a, b = (jitted(policy)(params, tokens, POSITIONS, None, valid) for tokens in (zeros, garbage))
+    a, b = (jitted(policy)(params, tokens, POSITIONS, counts=valid) for tokens in (zeros, garbage))
     np.testing.assert_array_equal(np.asarray(a.hidden)[valid], np.asarray(b.hidden)[valid])
     moved = np.array([2, 0, 1])
     garbage[0] = TOKENS[0][::-1]
-    c = jitted(policy)(params, garbage[moved], POSITIONS, None, valid[moved])
+    c = jitted(policy)(params, garbage[moved], POSITIONS, counts=valid[moved])
     for row in (1, 2):
         np.testing.assert_array_equal(
             c.hidden[np.flatnonzero(moved == row)[0], : LENGTHS[row]], a.hidden[row, : LENGTHS[row]]
@@ -97,9 +97,7 @@ def test_a_token_sees_no_later_one(tiny_policy: Tiny, jitted: Any) -> None:
     policy, params = tiny_policy("mixed")
     changed = TOKENS.copy()
     changed[:, 10] = (changed[:, 10] + 1) % 97
-    a, b = (
-        np.asarray(jitted(policy)(params, tokens, POSITIONS, None, TOKENS >= 0).hidden) for tokens in (TOKENS, changed)
-    )
+    a, b = (np.asarray(jitted(policy)(params, tokens, POSITIONS).hidden) for tokens in (TOKENS, changed))
     np.testing.assert_array_equal(a[:, :10], b[:, :10])
     assert np.all(np.max(np.abs(a[:, 10:] - b[:, 10:]), axis=-1) > 1e-3)
 
@@ -167,13 +165,13 @@ def test_remat_changes_neither_value_nor_gradient(tiny_policy: Tiny) -> None:
 def test_bfloat16_keeps_parameters_head_and_router_in_float32(tiny_policy: Tiny, jitted: Any) -> None:
     policy, params = tiny_policy("mixed")
     narrow = Policy(dataclasses.replace(policy.config, dtype="bfloat16"))
-    output = jitted(narrow)(params, TOKENS, POSITIONS, None, TOKENS >= 0)
+    output = jitted(narrow)(params, TOKENS, POSITIONS)
     assert output.hidden.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow.abstract_params())} == {jnp.dtype("float32")}
     assert narrow.logits(params, output.hidden).dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(output.router)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(make_pages(narrow.config, 1, 2, 4))} == {jnp.dtype("bfloat16")}
-    wide = jitted(policy)(params, TOKENS, POSITIONS, None, TOKENS >= 0).hidden
+    wide = jitted(policy)(params, TOKENS, POSITIONS).hidden
     assert np.mean(np.abs(output.hidden.astype(jnp.float32) - wide)) < 0.1 * np.mean(np.abs(wide))
 
 

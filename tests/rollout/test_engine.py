@@ -11,7 +11,8 @@ import scipy.special
 from jax.sharding import Mesh
 
 from rlvr import errors
-from rlvr.learner.logprobs import row_logprobs
+from rlvr.learner.batch import Row
+from rlvr.learner.scoring import Layout, make_scorer
 from rlvr.rollout.config import EngineConfig
 from rlvr.rollout.engine import Engine, Interrupted
 from rlvr.rollout.sampling import sample
@@ -84,21 +85,17 @@ def test_the_number_of_slots_changes_no_token(run: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["dense", "mixed"])
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_recorded_logprobs_are_the_learners(run: Any, tiny_policy: Tiny, kind: str, temperature: float) -> None:
+def test_recorded_logprobs_are_the_learners(
+    run: Any, tiny_policy: Tiny, one_device: Mesh, kind: str, temperature: float
+) -> None:
     policy, params = tiny_policy(kind)
     completions = run(kind, REQUESTS, temperature=temperature)
     lengths = np.array([len(c.tokens) for c in completions])
     assert len(set(lengths.tolist())) >= 4
-    tokens = np.zeros((len(REQUESTS), 24), np.int32)
-    scored = np.zeros((len(REQUESTS), NEW), np.int32)
-    for i, c in enumerate(completions):
-        row = [*c.request.prompt, *c.tokens]
-        tokens[i, : len(row)] = row
-        scored[i, : lengths[i]] = len(c.request.prompt) + np.arange(lengths[i])
-    total = np.array([len(c.request.prompt) for c in completions]) + lengths
-    recompute = jax.jit(lambda p, *rows: row_logprobs(policy, p, *rows, jnp.float32(temperature), 4)[0])
-    again = recompute(params, tokens, total, scored)
-    gap = max(np.max(np.abs(again[i, :n] - completions[i].logprobs)) for i, n in enumerate(lengths))
+    rows = [Row(c.request.prompt, c.tokens, c.logprobs, 0.0, i // 2) for i, c in enumerate(completions)]
+    score = make_scorer(policy, Layout(48, 96, one_device), temperature=temperature, chunk=16)
+    again = score(params, rows)
+    gap = max(np.max(np.abs(a - row.old_logprobs)) for a, row in zip(again, rows, strict=True))
     assert gap <= 2e-5
     assert np.std(np.concatenate([c.logprobs for c in completions])) > 0.5
 

@@ -43,7 +43,9 @@ def get_config() -> ExperimentConfig:
                 ),
             )
         ),
-        engine=EngineConfig(slots=256, max_prompt_tokens=6, max_new_tokens=6, prefill_rows=64, decode_steps=3),
+        engine=EngineConfig(
+            slots=256, max_prompt_tokens=6, max_new_tokens=6, prefill_rows=64, decode_steps=3, page_tokens=16
+        ),
         rollout=RolloutConfig(prompts=64, group_size=8),
         objective=ObjectiveConfig(aggregation="token_mean", clip_high=0.28),
         optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=5, decay="linear"),

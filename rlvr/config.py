@@ -41,7 +41,7 @@ class RolloutConfig:
         group_size: G, samples a prompt.
         temperature: of the sampling; also divides the logits in training.
         top_k, top_p, min_p: filters of the sampling (`rlvr.rollout.sampling.Sampling`); 0, 1 and 0 are none. Training
-            does not leave out the same tokens yet: with a filter its ratios are biased.
+            leaves out the same tokens (V / 8 bytes for each sampled one).
         stop_strings: texts that end a completion.
     """
 

@@ -31,7 +31,7 @@ class Credit(NamedTuple):
 def make_rows(episodes: Sequence[Episode], group_size: int) -> list[Row]:
     """Returns the episodes as rows for the learner, without advantages yet."""
     return [
-        Row(c.request.prompt, c.tokens, c.logprobs, 0.0, i // group_size, c.choices)
+        Row(c.request.prompt, c.tokens, c.logprobs, 0.0, i // group_size, c.choices, support=c.support)
         for i, c in enumerate(episode.completion for episode in episodes)
     ]
 

@@ -21,6 +21,8 @@ class Row(NamedTuple):
         group: sequences with equal numbers were sampled from one prompt.
         choices: experts recorded at sampling (`rlvr.types.Completion`); all rows of a batch have them, or none.
         old_choices: the same as chosen before the step's first update, or None.
+        support: [C, V / 8] which tokens could have been sampled (`rlvr.types.Completion`), or None if all could; all
+            rows of a batch have them, or none.
     """
 
     prompt: Sequence[int]
@@ -30,6 +32,7 @@ class Row(NamedTuple):
     group: int
     choices: np.ndarray | None = None
     old_choices: np.ndarray | None = None
+    support: np.ndarray | None = None
 
     @property
     def run_tokens(self) -> int:
@@ -57,6 +60,7 @@ class TrainBatch(NamedTuple):
         weights: [R, S] float32 of each sampled token in the loss (`rlvr.algo.aggregation`).
         choices: [R, T, mixture layers, k] int16 experts recorded at sampling, -1 where there are none; or None.
         old_choices: the same as the policy would choose before the first of the step's updates, or None.
+        support: [R, S, V / 8] uint8 which tokens could have been sampled, a bit each; or None if all could.
     """
 
     tokens: Any
@@ -73,6 +77,7 @@ class TrainBatch(NamedTuple):
     weights: Any
     choices: Any = None
     old_choices: Any = None
+    support: Any = None
 
     def columns(self) -> Any:
         """Returns how many columns of S hold all the sampled tokens: scalar int32, of arrays on a device."""
@@ -151,6 +156,8 @@ def _empty(like: Row, rows: int, length: int) -> TrainBatch:
     for name in ("choices", "old_choices"):
         if (given := getattr(like, name)) is not None:
             fields[name] = tokens(-1, np.int16, *given.shape[1:])
+    if like.support is not None:
+        fields["support"] = np.zeros((rows, 2 * length, like.support.shape[1]), np.uint8)
     return TrainBatch(counts=tokens(0.0, np.float32), mask=sampled(bool), **fields)
 
 
@@ -188,6 +195,8 @@ def _fill(
                 batch.weights[columns] = weights[i]
             if reference is not None:
                 batch.reference_logprobs[columns] = reference[i]
+            if row.support is not None:
+                batch.support[columns] = row.support
             at, scored = at + run, scored + count
         segment += 1
 

@@ -13,6 +13,9 @@ from rlvr.learner.batch import TrainBatch
 from rlvr.policy.packed import Segments
 from rlvr.policy.transformer import Output, Params, Policy
 
+# What takes the place of the logits of tokens that could not be sampled: exp of it is 0, and 0 times it is 0.
+NEVER = -1e30
+
 Metrics = dict[str, jax.Array]
 # (log-probs [R, n], entropies [R, n], the fields of those tokens) -> (loss, (sums, maxima)), over the tokens.
 Loss = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, tuple[Metrics, Metrics]]]
@@ -34,6 +37,7 @@ def token_logprobs(
     columns: jax.Array,
     temperature: jax.Array,
     chunk: int,
+    support: jax.Array | None = None,
 ) -> jax.Array:
     """Scores targets from the hidden states before them. For values only: `token_loss` has the gradients.
 
@@ -44,19 +48,21 @@ def token_logprobs(
         columns: scalar int32; the first so many of S are scored, the others are 0.
         temperature: scalar > 0 dividing the logits, as at sampling.
         chunk: tokens whose logits exist at a time.
+        support: [R, S, V / 8] uint8 which tokens could have been sampled: the others are left out of the distribution,
+            as at sampling; or None.
 
     Returns:
         logprobs [R, S], float32.
     """
     head = policy.head_params(params)
-    width, (sources, targets) = _pad((sources, targets), chunk)
+    width, padded = _pad((sources, targets, support), chunk)
 
     def body(i: jax.Array, out: jax.Array) -> jax.Array:
-        at, wanted = _columns((sources, targets), i, width)
-        values, _ = _normalise(_logits(policy, head, _take(hidden, at), temperature), wanted)
+        at, wanted, drawable = _columns(padded, i, width)
+        values, _ = _normalise(_logits(policy, head, _take(hidden, at), temperature, drawable), wanted)
         return jax.lax.dynamic_update_slice_in_dim(out, values, i * width, axis=1)
 
-    empty = partition.constrain(jnp.zeros(sources.shape, jnp.float32), "batch", None)
+    empty = partition.constrain(jnp.zeros(padded[0].shape, jnp.float32), "batch", None)
     return jax.lax.fori_loop(0, -(-columns // width), body, empty)
 
 
@@ -71,6 +77,7 @@ def token_loss(
     chunk: int,
     loss: Loss,
     fields: Any,
+    support: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
     """A loss that is a sum over tokens of any function of their log-probs and entropies.
 
@@ -85,7 +92,7 @@ def token_loss(
     Returns:
         (loss, (sums, maxima)); the last two are without gradient.
     """
-    width, padded = _pad((sources, targets, fields), chunk)
+    width, padded = _pad((sources, targets, fields, support), chunk)
     data = (padded, -(-columns // width), temperature)
 
     def run(head: Params, hidden: jax.Array, data: Any, wanted: tuple[bool, bool]) -> tuple[Any, jax.Array, Params]:
@@ -93,10 +100,10 @@ def token_loss(
         padded, chunks, temperature = data
 
         def step(i: jax.Array) -> tuple[Any, jax.Array, Any]:
-            at, ids, own = _columns(padded, i, width)
+            at, ids, own, drawable = _columns(padded, i, width)
             inputs = (_take(hidden, at).astype(jnp.float32), *((head,) if wanted[1] else ()))
             logits, pull = jax.vjp(
-                lambda x, *given: _logits(policy, given[0] if given else head, x, temperature), *inputs
+                lambda x, *given: _logits(policy, given[0] if given else head, x, temperature, drawable), *inputs
             )
             value, by_logits = _loss_of_logits(loss, logits, ids, own)
             return value, at, pull(by_logits)
@@ -155,8 +162,12 @@ def _normalise(logits: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]
     return jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0] - lse, logits - lse[..., None]
 
 
-def _logits(policy: Policy, head: Params, states: jax.Array, temperature: jax.Array) -> jax.Array:
+def _logits(
+    policy: Policy, head: Params, states: jax.Array, temperature: jax.Array, support: jax.Array | None
+) -> jax.Array:
     logits = policy.logits(head, partition.constrain(states, "batch", None, None)) / temperature
+    if support is not None:
+        logits = jnp.where(jnp.unpackbits(support, axis=-1, count=logits.shape[-1]) > 0, logits, NEVER)
     return partition.constrain(logits, "batch", None, "vocab")
 
 
@@ -168,7 +179,7 @@ def _pad(columns: Any, chunk: int) -> tuple[int, Any]:
     """Returns (columns of a chunk of about `chunk` tokens, the arrays [R, S] with S padded to a multiple of them)."""
     rows, count = jax.tree.leaves(columns)[0].shape
     width = max(min(chunk // rows, count), 1)
-    return width, _map(lambda x: jnp.pad(x, ((0, 0), (0, -count % width))), columns)
+    return width, _map(lambda x: jnp.pad(x, ((0, 0), (0, -count % width)) + ((0, 0),) * (x.ndim - 2)), columns)
 
 
 def _columns(columns: Any, i: jax.Array, width: int) -> Any:

@@ -68,7 +68,7 @@ def make_scorer(
         params = join(params, frozen)
         hidden = run_rows(policy, params, batch).hidden
         scored = (batch.sources, batch.targets, batch.columns())
-        return token_logprobs(policy, params, hidden, *scored, jnp.float32(temperature), chunk)
+        return token_logprobs(policy, params, hidden, *scored, jnp.float32(temperature), chunk, batch.support)
 
     score_step = jax.jit(step, out_shardings=partition.replicated(layout.mesh))
 

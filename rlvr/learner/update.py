@@ -162,6 +162,7 @@ def micro_loss(
             "weights": micro.weights,
             "sampled": jnp.broadcast_to(totals.sampled, micro.mask.shape),
         },
+        micro.support,
     )
     if output.router is not None:
         router, more, largest = _router_loss(policy, micro, output.router, output.choices, totals, objective)

@@ -14,6 +14,7 @@ ACTIVATIONS = ("silu", "gelu", "clamped_silu")
 ROUTER_SCORES = ("softmax", "sigmoid")
 MOE_BACKENDS = ("auto", "blocked", "ragged", "dense")
 MOE_EXCHANGES = ("auto", "gather", "ragged")
+REMATS = ("none", "dots", "attention", "block")
 
 
 @dataclasses.dataclass
@@ -109,7 +110,9 @@ class PolicyConfig:
             "dense" (every expert on every token: the oracle of the tests).
         moe_exchange: how tokens reach experts on other shards: "auto" (by platform), "gather" (all-gather of tokens)
             or "ragged" (`jax.lax.ragged_all_to_all`; TPU and GPU).
-        remat: "none" or "block" (recompute each block's activations in the backward pass).
+        remat: what the backward pass finds of each block, the rest being computed again: "none" (everything is there),
+            "dots" (the products with weights are), "attention" (what attention gives, which is the dearest to repeat in
+            long rows) or "block" (only what went into the block: least memory).
     """
 
     family: str = ""
@@ -175,7 +178,7 @@ class PolicyConfig:
             "dtype": ("float32", "bfloat16"),
             "moe_backend": MOE_BACKENDS,
             "moe_exchange": MOE_EXCHANGES,
-            "remat": ("none", "block"),
+            "remat": REMATS,
         }
         for name, accepted in choices.items():
             errors.check_choice(f"policy.{name}", getattr(self, name), accepted)

@@ -85,7 +85,7 @@ def attend_packed(
     query = query.reshape(batch, length, *shape, head_size)
     tokens = Tokens(positions, *segments)
     if length <= block:
-        out = _attend_dense(query, key, value, tokens, sink, scale, window)
+        out = checkpoint_name(_attend_dense(query, key, value, tokens, sink, scale, window), "attended")
         return out.reshape(batch, length, query_heads, head_size)
     query, key, value = (_split(_pad(x, block), block) for x in (query, key, value))
     tokens = Tokens(*(_split(_pad(x, block), block) for x in tokens))

@@ -21,6 +21,13 @@ from rlvr.policy.rope import rope_angles
 
 Params = dict[str, Any]
 
+# What the backward pass finds of a block, by `PolicyConfig.remat`.
+SAVED = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attended"),
+    "block": jax.checkpoint_policies.nothing_saveable,
+}
+
 
 class Output(NamedTuple):
     """Result of `Policy.forward`.
@@ -94,7 +101,7 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        block = nn.remat(Block) if c.remat == "block" else Block
+        block = Block if c.remat == "none" else nn.remat(Block, policy=SAVED[c.remat])
         self.embed = Embedding(c)
         self.layer = [block(c, i) for i in range(c.layers)]
         self.final_norm = RmsNorm(c)

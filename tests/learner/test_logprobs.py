@@ -27,6 +27,7 @@ SOURCES = RNG.integers(0, T, size=(R, C)).astype(np.int32)  # some state predict
 TARGETS = RNG.integers(0, 97, size=(R, C)).astype(np.int32)
 HIDDEN = RNG.normal(size=(R, T, 48)).astype(np.float32)
 FACTORS = RNG.normal(size=(2, R, C)).astype(np.float32)
+DRAWABLE = (RNG.random((R, C, 97)) < 0.3) | (np.arange(97) == TARGETS[..., None])
 MASK = np.broadcast_to(np.arange(C) < COUNTED, (R, C))
 
 
@@ -41,21 +42,26 @@ def a_loss(logprobs: jax.Array, entropies: jax.Array, fields: Any) -> Any:
 FIELDS = {"a": FACTORS[0], "b": FACTORS[1], "mask": MASK}
 
 
-@pytest.mark.parametrize(("kind", "chunk"), [("dense", 9), ("moe", 100)])  # untied by 3 columns; tied, all at once
-def test_chunks_are_the_full_log_softmax(tiny_policy: Tiny, kind: str, chunk: int) -> None:
+# Untied, by 3 columns, and some tokens left out; tied, all at once.
+@pytest.mark.parametrize(("kind", "chunk", "filtered"), [("dense", 9, True), ("moe", 100, False)])
+def test_chunks_are_the_full_log_softmax(tiny_policy: Tiny, kind: str, chunk: int, filtered: bool) -> None:
     policy, params = tiny_policy(kind)
     name = "head" if kind == "dense" else "embed"
     rest, head = {k: v for k, v in params.items() if k != name}, params[name]
     scored = (SOURCES, TARGETS, jnp.int32(COUNTED), jnp.float32(TEMPERATURE), chunk)
+    drawable = DRAWABLE if filtered else np.ones_like(DRAWABLE)
+    support = np.packbits(drawable, axis=-1) if filtered else None
 
     def full(head: Any, hidden: jax.Array) -> Any:
         states = jnp.take_along_axis(hidden, SOURCES[..., None], axis=1)
-        log_p = jax.nn.log_softmax(policy.logits({**rest, name: head}, states) / TEMPERATURE, axis=-1)
+        logits = policy.logits({**rest, name: head}, states) / TEMPERATURE
+        total = jnp.log(jnp.sum(jnp.exp(logits), axis=-1, keepdims=True, where=drawable))
+        log_p = logits - total
         picked = jnp.take_along_axis(log_p, TARGETS[..., None], axis=-1)[..., 0]
-        return a_loss(picked, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1), FIELDS)
+        return a_loss(picked, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1, where=drawable), FIELDS)
 
     def chunked(head: Any, hidden: jax.Array) -> Any:
-        return token_loss(policy, {**rest, name: head}, hidden, *scored, a_loss, FIELDS)
+        return token_loss(policy, {**rest, name: head}, hidden, *scored, a_loss, FIELDS, support)
 
     def pull(f: Any) -> Any:
         both = jax.value_and_grad(lambda *x: jax.tree.map(lambda y: 3 * y, f(*x)), argnums=(0, 1), has_aux=True)
@@ -68,9 +74,9 @@ def test_chunks_are_the_full_log_softmax(tiny_policy: Tiny, kind: str, chunk: in
 
     states = np.take_along_axis(HIDDEN, SOURCES[..., None], axis=1)
     logits = np.asarray(policy.logits(params, jnp.asarray(states)), np.float64) / TEMPERATURE
-    log_p = scipy.special.log_softmax(logits, axis=-1)
+    log_p = scipy.special.log_softmax(np.where(drawable, logits, -np.inf), axis=-1)
     picked = np.take_along_axis(log_p, TARGETS[..., None], -1)[..., 0]
-    scores = jax.jit(lambda p: token_logprobs(policy, p, HIDDEN, *scored))(params)
+    scores = jax.jit(lambda p: token_logprobs(policy, p, HIDDEN, *scored, support))(params)
     np.testing.assert_allclose(scores[:, :COUNTED], picked[:, :COUNTED], atol=1e-5)
     entropies = scipy.stats.entropy(np.exp(log_p), axis=-1)[:, :COUNTED]
     np.testing.assert_allclose(without[1][1]["largest"], entropies.max(), rtol=2e-5)

@@ -84,19 +84,25 @@ def test_the_number_of_slots_changes_no_token(run: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dense", "mixed"])
-@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize(("temperature", "filters"), [(0.7, {}), (1.0, {}), (0.7, {"top_k": 9, "top_p": 0.9})])
 def test_recorded_logprobs_are_the_learners(
-    run: Any, tiny_policy: Tiny, one_device: Mesh, kind: str, temperature: float
+    run: Any, tiny_policy: Tiny, one_device: Mesh, kind: str, temperature: float, filters: dict[str, Any]
 ) -> None:
     policy, params = tiny_policy(kind)
-    completions = run(kind, REQUESTS, temperature=temperature)
+    completions = run(kind, REQUESTS, temperature=temperature, **filters)
     lengths = np.array([len(c.tokens) for c in completions])
     assert len(set(lengths.tolist())) >= 4
-    rows = [Row(c.request.prompt, c.tokens, c.logprobs, 0.0, i // 2) for i, c in enumerate(completions)]
+    rows = [
+        Row(c.request.prompt, c.tokens, c.logprobs, 0.0, i // 2, support=c.support) for i, c in enumerate(completions)
+    ]
     score = make_scorer(policy, Layout(48, 96, one_device), temperature=temperature, chunk=16)
-    again = score(params, rows)
-    gap = max(np.max(np.abs(a - row.old_logprobs)) for a, row in zip(again, rows, strict=True))
-    assert gap <= 2e-5
+
+    def gap(rows: list[Row]) -> float:
+        return max(np.max(np.abs(a - row.old_logprobs)) for a, row in zip(score(params, rows), rows, strict=True))
+
+    assert gap(rows) <= 2e-5
+    if filters:  # over all tokens it is another distribution
+        assert gap([row._replace(support=None) for row in rows]) > 0.1
     assert np.std(np.concatenate([c.logprobs for c in completions])) > 0.5
 
 

@@ -1,7 +1,8 @@
 """All Orbax: checkpoints of a run, and policies as folders.
 
-A run's checkpoint at step s holds what step s starts from: `params`, `opt_state` and `run` (JSON). Saving is
-asynchronous; a save that fails is reported and the run goes on with the last good checkpoint.
+A run's checkpoint at step s holds what step s starts from: `params`, `opt_state`, `run` (JSON) and, where its rollout
+was sampled before, `rollout`. Saving is asynchronous; a save that fails is reported and the run goes on with the last
+good checkpoint.
 
 A policy folder holds `policy.json`, `tokenizer/` and `params/`. A run's workdir holds the first two as well, so
 `load_policy` takes either. What is saved of a run with adapters is the adapters; `lora.json` tells of the rest.
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -60,11 +62,12 @@ class CheckpointConfig:
 
 
 class Restored(NamedTuple):
-    """A checkpoint read back: the step it starts, and the run's own record."""
+    """A checkpoint read back: the step it starts, the run's own record, and what was sampled for that step already."""
 
     step: int
     state: TrainState
     run: dict[str, Any]
+    rollout: dict[str, Any] | None
 
 
 class Checkpoints:
@@ -90,19 +93,29 @@ class Checkpoints:
         self._pending: int | None = None
         self.failed_saves = 0
 
-    def save(self, step: int, state: TrainState, run: dict[str, Any], accuracy: float | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        run: dict[str, Any],
+        accuracy: float | None = None,
+        rollout: dict[str, np.ndarray] | None = None,
+    ) -> None:
         """Starts saving what step `step` starts from; returns once the device arrays are copied.
 
         Args:
+            rollout: arrays of what was sampled for that step already, the same on all processes.
             accuracy: mean held-out accuracy of these parameters, where it was just measured.
         """
         self.wait()
         if step in self._manager.all_steps():
             return
+        sampled = {} if rollout is None else {"rollout": ocp.args.StandardSave(rollout)}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(state.opt_state),
             run=ocp.args.JsonSave(run),
+            **sampled,
         )
         metrics = None if accuracy is None else {"accuracy": accuracy}
         self._pending = step
@@ -139,6 +152,7 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for i, step in enumerate(steps):
             target = targets(step)
+            sampled = {"rollout": ocp.args.StandardRestore()} if (self._folder / str(step) / "rollout").exists() else {}
             try:
                 items = self._manager.restore(
                     step,
@@ -146,13 +160,14 @@ class Checkpoints:
                         params=ocp.args.StandardRestore(target.params),
                         opt_state=ocp.args.StandardRestore(target.opt_state),
                         run=ocp.args.JsonRestore(),
+                        **sampled,
                     ),
                 )
             except Exception as error:  # whatever a damaged file raises, and it raises many things
                 last = first_line(error)
             else:
                 self._set_aside(steps[:i])
-                return Restored(step, TrainState(items.params, items.opt_state), items.run)
+                return Restored(step, TrainState(items.params, items.opt_state), items.run, items.get("rollout"))
             _drop_failed_tasks()
             log.warning("checkpoint %d cannot be read (%s); trying the one before", step, last)
         if steps:
@@ -169,7 +184,8 @@ class Checkpoints:
         self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self._folder, item_names=("params", "opt_state", "run"), options=self._options)
+        names = ("params", "opt_state", "run", "rollout")
+        return ocp.CheckpointManager(self._folder, item_names=names, options=self._options)
 
     def _failed(self, error: Exception) -> None:
         """Reports a failed save and removes what it left, so that no partial checkpoint can ever be restored."""

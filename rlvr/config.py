@@ -43,6 +43,9 @@ class RolloutConfig:
         top_k, top_p, min_p: filters of the sampling (`rlvr.rollout.sampling.Sampling`); 0, 1 and 0 are none. Training
             leaves out the same tokens (V / 8 bytes for each sampled one).
         stop_strings: texts that end a completion.
+        staleness: RL steps between the parameters that sample a rollout and those that learn from it. With 1 each
+            step samples the next one's rollout before its own update, so that its verification is hidden behind the
+            decoding of the next; the first step's is sampled within it.
     """
 
     prompts: int = 8
@@ -52,6 +55,7 @@ class RolloutConfig:
     top_p: float = 1.0
     min_p: float = 0.0
     stop_strings: tuple[str, ...] = ()
+    staleness: int = 0
 
     def sampling(self) -> dict[str, Any]:
         """Returns the arguments of `Collector.collect` that say what is drawn from."""
@@ -227,6 +231,12 @@ def _validate_rollout(config: ExperimentConfig) -> None:
         raise errors.ConfigError(f"rollout.temperature={rollout.temperature} must be positive")
     errors.check_at_least("rollout.top_k", rollout.top_k, 0)
     errors.check_between("rollout.top_p", rollout.top_p, 1e-6, 1.0)
+    errors.check_between("rollout.staleness", rollout.staleness, 0, 1)
+    if rollout.staleness and config.objective.surrogate == "reinforce":
+        raise errors.ConfigError(
+            f"rollout.staleness={rollout.staleness} with objective.surrogate='reinforce': it takes samples for its own "
+            "policy's, which these are not; use a surrogate with a ratio, such as 'clip'"
+        )
     errors.check_between("rollout.min_p", rollout.min_p, 0.0, 1.0)
     if "" in rollout.stop_strings:
         raise errors.ConfigError(

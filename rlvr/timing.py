@@ -1,11 +1,10 @@
-"""Seconds of a block."""
+"""Seconds of a block, and of the parts of a loop."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
@@ -19,7 +18,20 @@ def timed() -> Iterator[Callable[[], float]]:
         end = time.monotonic()
 
 
-def unaccounted(metrics: Mapping[str, Any], began: float) -> float:
-    """Returns the seconds since `began` (of `time.monotonic`) that no "time/..." metric tells of."""
-    told = sum(value for name, value in metrics.items() if name.startswith("time/"))
-    return max(time.monotonic() - began - told, 0.0)
+class Laps:
+    """Splits the time of a loop into named parts: no second is left out, and none counts twice."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._seconds: dict[str, float] = {}
+
+    def end(self, name: str) -> None:
+        """Gives the seconds since the last end, or since the start, to the part that is named."""
+        now = time.monotonic()
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def take(self) -> dict[str, float]:
+        """Returns the seconds of each part since the last time they were taken."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,19 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from rlvr import adaptation, checkpoint, evaluation, fingerprint, keys, report, workdir
+from rlvr import adaptation, checkpoint, evaluation, fingerprint, report, workdir
 from rlvr.checkpoint import Checkpoints
 from rlvr.config import ExperimentConfig, config_hash, resolve
 from rlvr.credit import assign_credit, make_rows
 from rlvr.data.pipeline import make_eval_sets, make_train_stream
+from rlvr.journal import Journal
 from rlvr.learner.batch import Row
 from rlvr.mesh import make_mesh
 from rlvr.metrics import mean_kl, rollout_metrics, sample_rows
 from rlvr.parts import Parts, check_tasks, make_parts, read_tokenizer
 from rlvr.rollout.engine import Interrupted
+from rlvr.rollouts import Rollouts
 from rlvr.signals import stop_signal
-from rlvr.timing import timed, unaccounted
 from rlvr.verifiers.pool import VerifierPool
 from rlvr.writers import MetricsWriter
 
@@ -70,8 +70,7 @@ class Run:
         self.config, self.folder, self.mesh, self.parts = config, folder, mesh, parts
         self.should_stop = should_stop
         self.warm_steps, self.total = config.warm_start.steps, config.warm_start.steps + config.steps
-        self.began = time.monotonic()
-        self.save_s = 0.0  # seconds of the save after the previous step, told by the next step's metrics
+        self.rollouts = Rollouts(config, parts.collector, parts.stream)
 
     def finish(self) -> dict[str, Any] | None:
         """Runs all steps that are left, then writes the result and the report."""
@@ -83,11 +82,13 @@ class Run:
         with contextlib.closing(Checkpoints(self.folder, self.config.checkpoints)) as self.checkpoints:
             self.step, self.state, self.record = self._restore_or_start()
             writing = MetricsWriter(self.folder, resume_step=self.step, total_steps=self.total) if lead else None
-            with writing or contextlib.nullcontext() as self.writer:
+            with writing or contextlib.nullcontext() as writer:
+                self.journal = Journal(writer, self.record["wall_s"])
                 try:
                     self._run_steps()
                     self.should_stop_now()
                 except Interrupted:
+                    self.journal.settle()
                     self._save()
                     self.checkpoints.wait()
                     saved = f"saved at step {self.checkpoints.latest()} of {self.total}"
@@ -102,86 +103,80 @@ class Run:
     def _run_steps(self) -> None:
         while self.step < self.total or "unfinished" in self.record:
             self.should_stop_now()
-            began = time.monotonic()
-            metrics = self.record.pop("unfinished", None)
-            if metrics is None:
+            if "unfinished" not in self.record:
                 if self.step < self.warm_steps:
-                    metrics = self._warm_step()
+                    self._warm_step()
                 else:
                     if self.step == self.warm_steps:
                         self._enter_rl()
-                    metrics = self._rl_step()
+                    self._rl_step()
                 self.step += 1
-            self.record["unfinished"] = metrics  # what a stop during the evaluation leaves to be resumed
+                if not (self._is_evaluation_due() or self._is_save_due()):
+                    continue  # the line is written while the next step is under way
+                self.record["unfinished"] = self.journal.read()  # what a stop during the evaluation leaves to resume
+            metrics = self.record["unfinished"]
             accuracy = self._evaluate_if_due(metrics)
             del self.record["unfinished"]
-            metrics["time/checkpoint"] = self.save_s
-            metrics |= {"time/other": unaccounted(metrics, began), "wall_s": self.wall_s()}
-            if self.writer:
-                self.writer.write(self.step - 1, metrics)
-            self._save_if_due(accuracy)  # after the line: a kill between the two must not lose it
+            self.journal.write(self.step - 1, metrics)
+            if self._is_save_due() or (accuracy is not None and self.config.checkpoints.keep_best > 0):
+                self._save(accuracy)  # after the line: a kill between the two must not lose it
+                self.journal.end("checkpoint")
         if self.step == self.warm_steps:  # no RL steps at all: the warm start is the whole run
             self._enter_rl()
 
-    def _warm_step(self) -> dict[str, Any]:
+    def _warm_step(self) -> None:
         """One supervised step on demonstrations: the same update, with advantages of one."""
+        learner, step = self.parts.warm_learner, self.step
         rows_a_step = self.config.warm_start.rows
-        tasks = self.parts.stream.batch(self.step * rows_a_step, rows_a_step)
+        tasks = self.parts.stream.batch(step * rows_a_step, rows_a_step)
         rows = [Row(*self.parts.demonstration(task), 1.0, i) for i, task in enumerate(tasks)]
-        with timed() as took:
-            self.state, learned = self.parts.warm_learner.update(self.state, rows)
-        learned["loss/supervised"] = learned.pop("loss/policy")
-        kept = ("loss/", "optimizer/", "moe/")  # the others compare with a sampling that did not happen
-        metrics = {name: value for name, value in learned.items() if name.startswith(kept)}
-        rate = self.parts.warm_learner.learning_rate(self.step)
-        return {"phase": "warm_start", **metrics, "optimizer/lr": rate, "time/update": took()}
+        self.state, read = learner.update(self.state, rows)
+
+        def metrics() -> dict[str, float]:
+            learned = read()
+            learned["loss/supervised"] = learned.pop("loss/policy")
+            kept = ("loss/", "optimizer/", "moe/")  # the others compare with a sampling that did not happen
+            told = {name: value for name, value in learned.items() if name.startswith(kept)}
+            return told | {"optimizer/lr": learner.learning_rate(step)}
+
+        self.journal.open(step, {"phase": "warm_start"}, metrics)
 
     def _enter_rl(self) -> None:
         """Fixes the start policy, drops the warm start's optimizer state, and measures where the RL begins."""
+        self.journal.settle()
         self.state = self.parts.learner.fresh(self.state.params)
         if not (self.folder / "start").exists():
             checkpoint.save_params(self.folder / "start", self.state.params)
         self.record["eval_start"] = self._evaluate()
+        self.journal.end("evaluate")
 
-    def _rl_step(self) -> dict[str, Any]:
+    def _rl_step(self) -> None:
         """One step of the loop: sample, judge, compare within groups, update."""
-        c, rollout = self.config, self.config.rollout
+        c, learner, group = self.config, self.parts.learner, self.config.rollout.group_size
         rl_step = self.step - self.warm_steps
-        tasks = self.parts.stream.batch(
-            self.warm_steps * c.warm_start.rows + rl_step * rollout.prompts, rollout.prompts
-        )
-        collected = self.parts.collector.collect(
-            self.parts.trainable.sampling(self.state.params),
-            tasks,
-            keys.make_key(c.seed, "rollout", rl_step),
-            samples=rollout.group_size,
-            **rollout.sampling(),
-            should_stop=self.should_stop,
-        )
+        hooks = {"on_dispatch": self.journal.settle, "should_stop": self.should_stop}
+        # Nothing here holds on to the sampling's parameters: merged with adapters, they are a second policy.
+        sampled, staleness = self.rollouts.take(rl_step, self.parts.trainable.sampling(self.state.params), **hooks)
+        self.journal.end("rollout")
+        collected = sampled.verify()
+        self.journal.end("verify_wait")
         episodes = collected.episodes
-        rows = make_rows(episodes, rollout.group_size)
+        rows = make_rows(episodes, group)
         measure_kl = c.objective.needs_reference() or rl_step % c.evaluation.interval == 0
-        with timed() as took_update:
-            reference = self.parts.learner.score(self._start, rows) if measure_kl else None
-            credit = assign_credit(c, episodes, rows, reference)
-            rows = [row._replace(advantage=float(a)) for row, a in zip(rows, credit.advantages, strict=True)]
-            self.state, learned = self.parts.learner.update(self.state, rows, reference)
+        reference = learner.score(self._start, rows) if measure_kl else None
+        credit = assign_credit(c, episodes, rows, reference)
+        rows = [row._replace(advantage=float(a)) for row, a in zip(rows, credit.advantages, strict=True)]
+        self.state, read = learner.update(self.state, rows, reference)
         self.record["rollout_sha256"] = fingerprint.chain_completions(
             self.record["rollout_sha256"], [e.completion for e in episodes]
         )
-        if self.writer and rl_step % c.sample_interval == 0:
-            self.writer.write_samples(self.step, sample_rows(episodes, credit.advantages))
-        kl = {} if reference is None else {"kl/start": mean_kl(rows, reference)}
-        return {
-            "phase": "rl",
-            **rollout_metrics(collected, credit.rewards, credit.valid, rollout.group_size),
-            **learned,
-            **kl,
-            "optimizer/lr": self.parts.learner.learning_rate(rl_step * c.update.minibatches),
-            "time/rollout": collected.decode_s,
-            "time/verify_wait": collected.verify_wait_s,
-            "time/update": took_update(),
-        }
+        if rl_step % c.sample_interval == 0:
+            self.journal.write_samples(self.step, lambda: sample_rows(episodes, credit.advantages))
+        metrics = rollout_metrics(collected, credit.rewards, credit.valid, group) | {"rollout/staleness": staleness}
+        if reference is not None:
+            metrics["kl/start"] = mean_kl(rows, reference)
+        rate = functools.partial(learner.learning_rate, rl_step * c.update.minibatches)
+        self.journal.open(self.step, {"phase": "rl", **metrics}, lambda: {**read(), "optimizer/lr": rate()})
 
     @functools.cached_property
     def _start(self) -> Any:
@@ -198,27 +193,26 @@ class Run:
             should_stop=self.should_stop,
         )
 
-    def _evaluate_if_due(self, metrics: dict[str, Any]) -> float | None:
+    def _is_evaluation_due(self) -> bool:
         rl_steps = self.step - self.warm_steps
         due = rl_steps > 0 and (rl_steps % self.config.evaluation.interval == 0 or self.step == self.total)
-        if not due or not self.parts.eval_sets:
+        return due and bool(self.parts.eval_sets)
+
+    def _is_save_due(self) -> bool:
+        return self.step % self.config.checkpoints.interval == 0 or self.step == self.total
+
+    def _evaluate_if_due(self, metrics: dict[str, Any]) -> float | None:
+        if not self._is_evaluation_due():
             return None
-        with timed() as took:
-            self.record["eval"] = self._evaluate()
+        self.record["eval"] = self._evaluate()
+        self.journal.end("evaluate")
         metrics |= evaluation.flatten(self.record["eval"])
-        metrics["time/evaluate"] = took()
         return evaluation.mean_accuracy(self.record["eval"])
 
-    def _save_if_due(self, accuracy: float | None) -> None:
-        with timed() as took:
-            # An evaluated step is saved whenever it comes: the best checkpoint must not miss it.
-            best = accuracy is not None and self.config.checkpoints.keep_best > 0
-            if best or self.step % self.config.checkpoints.interval == 0 or self.step == self.total:
-                self._save(accuracy)
-        self.save_s = took()
-
     def _save(self, accuracy: float | None = None) -> None:
-        self.checkpoints.save(self.step, self.state, {**self.record, "wall_s": self.wall_s()}, accuracy)
+        rollout, facts = self.rollouts.pending()
+        record = {**self.record, "rollout": facts, "wall_s": self.journal.wall_s}
+        self.checkpoints.save(self.step, self.state, record, accuracy, rollout)
 
     def _restore_or_start(self) -> tuple[int, Any, dict[str, Any]]:
         """Returns (step, state, record): the newest whole checkpoint's, or the beginning's."""
@@ -227,21 +221,21 @@ class Run:
             return (self.parts.warm_learner if step < self.warm_steps else self.parts.learner).abstract()
 
         restored = self.checkpoints.restore(target)
-        if restored is not None:
-            log.warning("resuming at step %d of %d from %s", restored.step, self.total, self.folder)
-            return restored
-        record = {"rollout_sha256": "", "eval_start": {}, "eval": {}, "wall_s": 0.0}
-        learner = self.parts.warm_learner if self.warm_steps else self.parts.learner
-        return 0, learner.fresh(self.parts.initial_params()), record
+        if restored is None:
+            begun = {"rollout_sha256": "", "eval_start": {}, "eval": {}, "wall_s": 0.0}
+            learner = self.parts.warm_learner if self.warm_steps else self.parts.learner
+            return 0, learner.fresh(self.parts.initial_params()), begun
+        step, state, record, rollout = restored
+        log.warning("resuming at step %d of %d from %s", step, self.total, self.folder)
+        facts = record.pop("rollout")
+        if rollout is not None:
+            self.rollouts.resume(step - self.warm_steps, rollout, facts)
+        return step, state, record
 
     def should_stop_now(self) -> None:
         """Raises Interrupted if the run was asked to stop."""
         if self.should_stop():
             raise Interrupted
-
-    def wall_s(self) -> float:
-        """Seconds this run has taken, over all its processes in time (what a kill lost is not counted)."""
-        return self.record["wall_s"] + time.monotonic() - self.began
 
     def _result(self) -> dict[str, Any]:
         self.checkpoints.wait()  # the last save counts too
@@ -250,6 +244,6 @@ class Run:
             "steps": self.total,
             "params_sha256": fingerprint.hash_params(self.state.params),
             **{name: self.record[name] for name in ("rollout_sha256", "eval", "eval_start")},
-            "wall_s": round(self.wall_s(), 1),
+            "wall_s": round(self.journal.wall_s, 1),
             "failed_saves": self.checkpoints.failed_saves,
         }

@@ -1,5 +1,7 @@
 """A run that is killed, stopped, or moved to another mesh ends as if nothing had happened."""
 
+import contextlib
+import itertools
 import random
 import shutil
 import signal
@@ -104,6 +106,35 @@ def test_stopped_during_an_evaluation(tmp_path, monkeypatch):
         assert tiny.lines(tmp_path / "run") == 9
         assert trainer.train(config, tmp_path / "run") is not None
     assert tiny.outcome(tmp_path / "run") == tiny.outcome(whole)
+
+
+def test_rollouts_of_the_step_before_survive_stops(tmp_path, monkeypatch):
+    """What was sampled ahead is resumed as it was sampled, by parameters that are no longer there."""
+    config = tiny.make_config(moe=True)
+    config.rollout.staleness = 1
+    left = []
+
+    @contextlib.contextmanager
+    def stop_signal():
+        limit = left.pop(0) if left else 10**6
+        calls = itertools.count()
+        yield lambda: next(calls) >= limit
+
+    monkeypatch.setattr(trainer, "stop_signal", stop_signal)
+    with tiny.runs_in_process():
+        trainer.train(config, tmp_path / "whole")
+        # Before the warm start's end, while the first rollouts are sampled, in an evaluation or between steps.
+        left[:] = [6, 14, 25, 26]
+        while trainer.train(config, tmp_path / "run") is None:
+            pass
+    assert not left
+    assert tiny.outcome(tmp_path / "run") == tiny.outcome(tmp_path / "whole")
+    rl = tiny.read_metrics(tmp_path / "whole")[tiny.WARM_STEPS :]
+    assert [row["rollout/staleness"] for row in rl] == [0] + [1] * (tiny.STEPS - 1)
+    # The first two rollouts are the start policy's own; from the second on there is an update in between.
+    fresh = tiny.read_metrics(tiny.reference_run())[tiny.WARM_STEPS :]
+    assert rl[0]["rollout/tokens_mean"] == fresh[0]["rollout/tokens_mean"] and rl[0]["gap/max"] <= 5e-5
+    assert all(row["gap/max"] > 1e-3 for row in rl[1:])
 
 
 @pytest.mark.slow

@@ -14,13 +14,15 @@ from rlvr import errors, partition
 from rlvr.algo.aggregation import AGGREGATIONS
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.learner.batch import Place, Row, TrainBatch
-from rlvr.learner.logprobs import run_rows
+from rlvr.learner.logprobs import Metrics, run_rows
 from rlvr.learner.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from rlvr.learner.scoring import Layout, make_scorer
 from rlvr.learner.state import TrainState, abstract_state, fresh_state, state_sharding_tree
 from rlvr.learner.trainable import Trainable, all_parameters
 from rlvr.learner.update import Totals, UpdateConfig, make_update_step
 from rlvr.policy.transformer import Params, Policy
+
+ReadMetrics = Callable[[], dict[str, float]]
 
 
 class Learner:
@@ -98,8 +100,8 @@ class Learner:
 
     def update(
         self, state: TrainState, rows: Sequence[Row], reference: Sequence[np.ndarray] | None = None
-    ) -> tuple[TrainState, dict[str, float]]:
-        """Takes the optimizer steps of a rollout, one for each of its minibatches; the state given is consumed.
+    ) -> tuple[TrainState, ReadMetrics]:
+        """Starts the optimizer steps of a rollout, one for each of its minibatches; the state given is consumed.
 
         Sequences whose advantage is exactly zero are left out of the work where they have no gradient; the
         denominators stay those of all rows of the minibatch.
@@ -109,25 +111,32 @@ class Learner:
             reference: log-probs of each row's completion under the start policy, if they are known.
 
         Returns:
-            (the new state, metrics: means over the minibatches, but maxima for names ending in "max" and the sum
-            of the skipped updates).
-
-        Raises:
-            FloatingPointError: too many updates in a row were skipped for non-finite gradients.
+            (the new state, a function that waits for the device and returns the metrics: means over the minibatches,
+            but maxima for names ending in "max" and the sum of the skipped updates. It raises FloatingPointError if
+            too many updates in a row were skipped for non-finite gradients).
         """
         if self._objective.routing == "old":
             rows = self._record_choices(state.params, rows)
         size = len(rows) // self._config.minibatches
-        seen: list[dict[str, float]] = []
+        seen: list[Metrics] = []
         for start in range(0, len(rows), size):
             chosen = slice(start, start + size)
             own = None if reference is None else reference[chosen]
             state, metrics = self._step(state, rows[chosen], own)
             seen.append(metrics)
+        return state, lambda: self._read(seen)
+
+    def _read(self, seen: Sequence[Metrics]) -> dict[str, float]:
+        read = [{name: float(partition.host_value(x)) for name, x in metrics.items()} for metrics in seen]
+        if max([metrics.pop("optimizer/skipped_in_a_row") for metrics in read]) >= self._max_skips:
+            raise FloatingPointError(
+                f"{self._max_skips} updates in a row had non-finite gradients and were skipped; the last good "
+                "checkpoint is untouched. Lower optimizer.learning_rate, or look at the last samples"
+            )
         reduce: dict[str, Callable[..., Any]] = {"max": np.max, "skipped": np.sum}
-        return state, {
-            name: float(next((f for end, f in reduce.items() if name.endswith(end)), np.mean)([m[name] for m in seen]))
-            for name in seen[0]
+        return {
+            name: float(next((f for end, f in reduce.items() if name.endswith(end)), np.mean)([m[name] for m in read]))
+            for name in read[0]
         }
 
     def _record_choices(self, params: Params, rows: Sequence[Row]) -> list[Row]:
@@ -146,7 +155,7 @@ class Learner:
 
     def _step(
         self, state: TrainState, rows: Sequence[Row], reference: Sequence[np.ndarray] | None
-    ) -> tuple[TrainState, dict[str, float]]:
+    ) -> tuple[TrainState, Metrics]:
         sampled = np.array([len(row.completion) for row in rows])
         groups = np.array([row.group for row in rows])
         weights = AGGREGATIONS[self._objective.aggregation](sampled, groups, self._max_columns)
@@ -159,14 +168,7 @@ class Learner:
         known = None if reference is None else [reference[i] for i in live]
         batches, _ = self._layout.lay_out(self._checked([rows[i] for i in live]), weights[live], known)
         placed = (self._layout.put(batch) for batch in batches)
-        state, metrics = self._update(state, placed, totals, self._trainable.frozen)
-        values = {name: float(partition.host_value(x)) for name, x in metrics.items()}
-        if values.pop("optimizer/skipped_in_a_row") >= self._max_skips:
-            raise FloatingPointError(
-                f"{self._max_skips} updates in a row had non-finite gradients and were skipped; the last good "
-                "checkpoint is untouched. Lower optimizer.learning_rate, or look at the last samples"
-            )
-        return state, values
+        return self._update(state, placed, totals, self._trainable.frozen)
 
     def _checked(self, rows: Sequence[Row]) -> Sequence[Row]:
         longest = max(len(row.prompt) + len(row.completion) for row in rows)

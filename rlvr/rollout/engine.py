@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,33 @@ log = logging.getLogger("rlvr")
 
 class Interrupted(Exception):
     """Generation was asked to stop before it was done; nothing of it is kept."""
+
+
+class Keys(NamedTuple):
+    """Keys of the sequences of a call, which stay on the device: the host would wait for what runs there before.
+
+    Attributes:
+        places: request index -> place in the data.
+        data: [n, 2] uint32.
+    """
+
+    places: Mapping[int, int]
+    data: jax.Array
+
+
+class PromptChoices:
+    """Experts of the prompts of a call, for a mixture policy, read from the device when it has passed them anyway."""
+
+    def __init__(self) -> None:
+        self.of: dict[Prompt, np.ndarray] = {}
+        self.unread: list[tuple[Sequence[Prompt], jax.Array]] = []
+
+    def read(self) -> None:
+        """Reads what is unread; the last token of a prompt is run by the first decode."""
+        for prompts, array in self.unread:
+            read = partition.host_value(array)
+            self.of |= {prompt: read[row, : len(prompt) - 1].copy() for row, prompt in enumerate(prompts)}
+        self.unread.clear()
 
 
 class Engine:
@@ -89,6 +116,7 @@ class Engine:
         self._admit = jax.jit(cache_lib.admit, donate_argnums=0, out_shardings=pages)
         self._duplicate = jax.jit(cache_lib.duplicate, donate_argnums=0, out_shardings=pages)
         self._read = jax.jit(lambda x: x, out_shardings=self._replicated)
+        self._take = jax.jit(lambda keys, places: keys[places], out_shardings=self._replicated)
 
         def decode(
             params: Params, layers: tuple[cache_lib.Pages, ...], rows: steps.Rows, sampling: Sampling, filtered: bool
@@ -113,6 +141,7 @@ class Engine:
         logit_bias: Mapping[int, float] | None = None,
         max_tokens: int | None = None,
         on_completion: Callable[[Completion], None] = lambda completion: None,
+        on_dispatch: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> list[Completion]:
         """Samples every request.
@@ -127,6 +156,7 @@ class Engine:
             logit_bias: added to the logits of these tokens; -inf forbids one.
             max_tokens: budget of sampled tokens, at most (and by default) `max_new_tokens`, where a request has none.
             on_completion: called as soon as a sequence is done, while others still decode.
+            on_dispatch: called whenever the device has work and before the host waits for it.
             should_stop: asked between dispatches.
 
         Returns:
@@ -139,7 +169,7 @@ class Engine:
         """
         sampling, filtered = self._make_sampling(temperature, top_k, top_p, min_p, logit_bias)
         limits = check_requests(requests, self.config, max_tokens)
-        row_keys = dict(zip((r.index for r in requests), request_keys(requests, key), strict=True))
+        row_keys = Keys({r.index: place for place, r in enumerate(requests)}, request_keys(requests, key))
         params = self._place(params)
         if self._tiers is None:
             self._tiers = self._prove_tiers(params, sampling)
@@ -154,18 +184,19 @@ class Engine:
             page_tokens=self.config.page_tokens,
         )
         layers = self._make_pages()
-        choices: dict[Prompt, np.ndarray] = {}  # experts of the prompts, for a mixture policy
+        choices = PromptChoices()
         done: dict[int, Completion] = {}
         while schedule:
             if should_stop():
                 raise Interrupted
             schedule.make_room(self.config.decode_steps)
             layers = self._carry_out(params, layers, schedule.admit(self.config.decode_steps), choices)
-            layers, sampled = self._dispatch(params, layers, schedule, row_keys, sampling, filtered)
+            layers, sampled = self._dispatch(params, layers, schedule, row_keys, sampling, filtered, on_dispatch)
+            choices.read()
             for shard, sequence, stopped in sampled:
                 if stopped or sequence.count >= sequence.limit:
                     schedule.finish(shard, sequence)
-                    completion = sequence.complete(stopped, choices.get(sequence.request.prompt))
+                    completion = sequence.complete(stopped, choices.of.get(sequence.request.prompt))
                     done[completion.request.index] = completion
                     self.stats.tokens += sequence.count
                     on_completion(completion)
@@ -197,7 +228,7 @@ class Engine:
         params: Params,
         layers: tuple[cache_lib.Pages, ...],
         work: Admissions,
-        choices: dict[Prompt, np.ndarray],
+        choices: PromptChoices,
     ) -> tuple[cache_lib.Pages, ...]:
         """Prefills prompts, and gives each new sequence its own copy of the page that its prompt ends in."""
         waiting = list(work.prefills)
@@ -220,8 +251,7 @@ class Engine:
             for table in self._tables(moves, self.config.prefill_rows * blocks, target=3):
                 layers = self._admit(layers, prefilled.prefixes, *table)
             if prefilled.choices is not None:
-                read = partition.host_value(self._read(prefilled.choices))
-                choices |= {prompt: read[row, : len(prompt) - 1].copy() for row, prompt in enumerate(batch)}
+                choices.unread.append((batch, self._read(prefilled.choices)))
         for table in self._tables(work.copies, self.config.slots, target=2):
             layers = self._duplicate(layers, *table)
         return layers
@@ -242,23 +272,26 @@ class Engine:
         params: Params,
         layers: tuple[cache_lib.Pages, ...],
         schedule: Schedule,
-        row_keys: Mapping[int, np.ndarray],
+        row_keys: Keys,
         sampling: Sampling,
         filtered: bool,
+        on_dispatch: Callable[[], None],
     ) -> tuple[tuple[cache_lib.Pages, ...], list[tuple[int, Running, bool]]]:
         """Samples up to `decode_steps` tokens of every sequence: returns (shard, sequence, stopped) of each."""
         assert self._tiers is not None
         fullest = max(len(running) for running in schedule.running)
         per_shard = min(rows for rows in self._tiers if rows // self._shards >= fullest) // self._shards
         running = [(shard, shard * per_shard + place, sequence) for shard, place, sequence in schedule.sequences()]
-        rows = self._make_rows(per_shard)
+        rows, places = self._make_rows(per_shard), np.zeros(per_shard * self._shards, np.int32)
         for shard, row, sequence in running:
             rows.token[row], rows.position[row] = sequence.last, sequence.position
             rows.sampled[row], rows.limit[row] = sequence.count, sequence.limit
-            rows.keys[row] = row_keys[sequence.request.index]
+            places[row] = row_keys.places[sequence.request.index]
             rows.table[shard, row % per_shard, : len(sequence.pages)] = sequence.pages
-        placed = jax.tree.map(lambda x: partition.put(x, self._replicated), rows)
+        placed, at = jax.tree.map(lambda x: partition.put(x, self._replicated), (rows, places))
+        placed = placed._replace(keys=self._take(row_keys.data, at))
         layers, out = self._decode(params, layers, placed, sampling, filtered)
+        on_dispatch()
         out = jax.tree.map(partition.host_value, out)
         self._count_dispatch(out, per_shard * self._shards, [sequence for _, _, sequence in running])
         for _, row, sequence in running:

@@ -42,13 +42,13 @@ def check_prompt(prompt: Sequence[int], limit: int, name: str) -> None:
         )
 
 
-def request_keys(requests: Sequence[Request], key: jax.Array) -> np.ndarray:
-    """Returns the key data [n, 2] of each request's sequence."""
+def request_keys(requests: Sequence[Request], key: jax.Array) -> jax.Array:
+    """Returns the key data [n or more, 2] of the requests' sequences, in their order."""
     padded = 1 << max(len(requests) - 1, 0).bit_length()  # few shapes, few compilations
     identity = np.zeros((4, padded), np.uint32)
     for i, r in enumerate(requests):
         identity[:, i] = (r.prompt_id, r.sample, r.seed or 0, r.seed is not None)
-    return np.asarray(_fold_identities(key, identity))[: len(requests)]
+    return _fold_identities(key, identity)
 
 
 @jax.jit

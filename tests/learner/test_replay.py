@@ -124,7 +124,8 @@ def test_the_learner_replays_and_counts(
     absent = with_choices(foreign, lambda n: np.full((n, LAYERS, TOP), -1, np.int16))
     steps = {}
     for name, rows in (("foreign", foreign), ("absent", absent)):
-        state, metrics = learner.update(learner.fresh(copied(params)), rows)
+        state, read = learner.update(learner.fresh(copied(params)), rows)
+        metrics = read()
         steps[name] = jax.tree.map(np.asarray, state.params)
         assert (
             metrics["moe/choices_changed"] == pytest.approx(0.96, abs=0.04)
@@ -188,7 +189,8 @@ def test_an_update_moves_the_bias_by_its_rate_and_a_skipped_one_does_not(
     moves = np.asarray(state.params["layer_0"]["moe"]["selection_bias"]) - before
     assert set(np.round(np.abs(moves), 5).tolist()) <= {0.0, rate} and np.any(moves) == bool(rate)
     broken = [row._replace(advantage=float("nan")) for row in make_rows(8)]
-    state, metrics = learner.update(learner.fresh(copied(params)), broken)
+    state, read = learner.update(learner.fresh(copied(params)), broken)
+    metrics = read()
     assert metrics["optimizer/skipped"] == 1
     np.testing.assert_array_equal(state.params["layer_0"]["moe"]["selection_bias"], before)
 

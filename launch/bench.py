@@ -20,6 +20,7 @@ from launch.benches.checkpoint import bench_checkpoint
 from launch.benches.compile import bench_compile
 from launch.benches.moe import bench_moe
 from launch.benches.rollout import bench_rollout
+from launch.benches.rows import bench_rows
 from launch.benches.step import bench_step
 from launch.benches.verify import bench_verify
 from rlvr import errors
@@ -30,6 +31,7 @@ BENCHES: Mapping[str, Callable[[], dict[str, Any]]] = {
     "compile": bench_compile,
     "moe": bench_moe,
     "rollout": bench_rollout,
+    "rows": bench_rows,
     "step": bench_step,
     "verify": bench_verify,
 }

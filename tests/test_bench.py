@@ -42,6 +42,10 @@ RUNS = {
         ("step", *STEP),
         ("step_s", "first_step_s", "rollout_s", "update_s", "gemm_gflops", "fraction_of_gemm", "peak_gb"),
     ),
+    "rows": (
+        ("rows", "--rows_lengths=64,128", "--rows_vocab=3000", "--rows_logprob_chunk=16"),
+        ("growth", "vocab_size", "logprob_chunk"),
+    ),
     "checkpoint": (("checkpoint",), ("blocked_s", "durable_s", "restore_s", "save_gb_per_s", "plain_gb_per_s")),
     "compile": (("compile", *STEP), ("programs", "trace_s", "lower_s", "compile_s")),
     "verify": (("verify", "--verify_items=8"), ("verdicts_per_s_per_core", "bare_verdicts_per_s", "times_bare")),

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from rlvr import adaptation, checkpoint, evaluation, fingerprint, report, workdir
+from rlvr.algo.selection import EntropyBonus, adapt_entropy_bonus
 from rlvr.checkpoint import Checkpoints
 from rlvr.config import ExperimentConfig, config_hash, resolve
 from rlvr.credit import assign_credit, make_rows
@@ -165,8 +166,10 @@ class Run:
         measure_kl = c.objective.needs_reference() or rl_step % c.evaluation.interval == 0
         reference = learner.score(self._start, rows) if measure_kl else None
         credit = assign_credit(c, episodes, rows, reference)
-        rows = [row._replace(advantage=float(a)) for row, a in zip(rows, credit.advantages, strict=True)]
-        self.state, read = learner.update(self.state, rows, reference)
+        bonus = EntropyBonus(*self.record.get("entropy_bonus", (c.objective.entropy_coef, True)))
+        self.state, read = learner.update(self.state, credit.attach(rows), reference, bonus.coef * bonus.active)
+        if c.objective.entropy_target:  # waits for the update
+            self.record["entropy_bonus"] = adapt_entropy_bonus(bonus, read()["rollout/entropy"], c.objective)
         self.record["rollout_sha256"] = fingerprint.chain_completions(
             self.record["rollout_sha256"], [e.completion for e in episodes]
         )

@@ -128,8 +128,7 @@ def take_step(
     )
     with timing.timed() as took_credit:
         rows = make_rows(collected.episodes, config.rollout.group_size)
-        advantages = assign_credit(config, collected.episodes, rows, None).advantages
-        rows = [row._replace(advantage=float(a)) for row, a in zip(rows, advantages, strict=True)]
+        rows = assign_credit(config, collected.episodes, rows, None).attach(rows)
     with timing.timed() as took_update:
         state, _ = parts.learner.update(state, rows)
         jax.block_until_ready(state)

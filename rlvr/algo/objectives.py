@@ -1,20 +1,26 @@
-"""Per-token losses. An objective is advantage estimator x surrogate x aggregation x KL x entropy; the parts are
-chosen by name, and this file holds the surrogates."""
+"""What is minimised: a composition of parts that are chosen by name.
+
+    advantage x ratio level x surrogate x aggregation x off-policy correction x KL x entropy x chosen tokens
+
+Published objectives are points of this product: `rlvr.algo.presets`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-
-import jax
-import jax.numpy as jnp
 
 from rlvr import errors
 from rlvr.algo.advantages import ADVANTAGES
 from rlvr.algo.aggregation import AGGREGATIONS
-from rlvr.algo.kl import LOG_RATIO_LIMIT, LOSS_ESTIMATORS
+from rlvr.algo.compatibility import refuse
+from rlvr.algo.correction import CorrectionConfig
+from rlvr.algo.kl import LOSS_ESTIMATORS, REWARD_ESTIMATORS
+from rlvr.algo.selection import SelectionConfig
+from rlvr.algo.surrogates import RATIOS, SURROGATES, needs_sequence
 
 ROUTINGS = ("live", "rollout", "old")
+ANCHORS = ("rollout", "recomputed", "current")
+WHITENINGS = ("none", "tokens", "samples")
 
 
 @dataclasses.dataclass
@@ -23,13 +29,35 @@ class ObjectiveConfig:
 
     Attributes:
         surrogate: key of `SURROGATES`.
+        ratio: whose r = policy / old policy the surrogate takes: a "token"'s, or its sequence's, as the geometric mean
+            ("seq_geo": GSPO) or the product ("seq_prod") of its tokens'.
+        old: the policy that r is taken against, as "rollout": the log-probs recorded at sampling (r spans all there
+            is between sampling and now); "recomputed": those of the policy before the step's first update, by the
+            trainer's own numerics (decoupled PPO; one more forward pass a step); "current": the policy itself, without
+            gradient, so that r = 1.
         advantage: key of `ADVANTAGES`.
-        std_ddof, epsilon: of the group's standard deviation (`grpo`).
-        aggregation: key of `AGGREGATIONS`, with denominators global over the optimizer step.
-        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-        kl: "none", "k2" or "k3" in the loss (same aggregation as the policy term), or "k1_in_reward".
+        std_ddof, epsilon: of the group's standard deviation (`grpo`, `gdpo`); epsilon also of the mean (`maxrl`).
+        pass_k: k of `pass_at_k` and `pkpo`.
+        whiten: afterwards the advantages of a rollout are centred and divided by their standard deviation, over its
+            "tokens" or its "samples".
+        aggregation: key of `AGGREGATIONS`.
+        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]; under "gmpo" the log-ratio, to
+            [-clip_low, clip_high].
+        dual_clip: c > 1 bounds the loss of "clip" where A < 0, by -c A; 0 is off.
+        ratio_cap: two-sided clip, d > 1 + clip_high: the free branch of "clip" takes min(r, d); 0 is off.
+        max_weight: largest weight of a token, an absolute one: "cispo" (5), "aspo" (3), "dppo_tv" and "dppo_kl" (20).
+        sapo_positive, sapo_negative: temperatures of "sapo".
+        divergence: bound of "dppo_tv" (0.15), a difference of probabilities, and "dppo_kl" (0.05), nats.
+        kl: in the loss, with the same aggregation as the policy term, "k2", "k3", "k3+" or "k3_is"
+            (`LOSS_ESTIMATORS`); "k1_in_reward", taken off a sample's reward; "k1_to_go", taken off each token's
+            advantage, as the sum from it on; or "none".
         kl_coef: its coefficient.
         entropy_coef: coefficient of the entropy bonus, a global token mean whatever the aggregation.
+        entropy_target: > 0 adapts the coefficient, from `entropy_coef` on, to this mean entropy (nats a token) of a
+            step; the bonus then counts only after steps at or below it.
+        entropy_step, entropy_max: change of the adapted coefficient in a step, and its bound.
+        correction: of w = old / rollout.
+        selection: tokens that are treated apart.
         routing: which experts the rows of a mixture policy use in training: "live" (the router's choice now),
             "rollout" (as recorded at sampling: Ma et al., 2510.11370) or "old" (the policy's own before the step's
             first update: Zheng et al., 2507.18071). The gates are computed anew, so that the router learns.
@@ -42,15 +70,30 @@ class ObjectiveConfig:
     """
 
     surrogate: str = "clip"
+    ratio: str = "token"
+    old: str = "rollout"
     advantage: str = "grpo"
     std_ddof: int = 1
     epsilon: float = 1e-6
+    pass_k: int = 4
+    whiten: str = "none"
     aggregation: str = "seq_mean_token_mean"
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float = 0.0
+    ratio_cap: float = 0.0
+    max_weight: float = 5.0
+    sapo_positive: float = 1.0
+    sapo_negative: float = 1.05
+    divergence: float = 0.15
     kl: str = "none"
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
+    entropy_target: float = 0.0
+    entropy_step: float = 0.005
+    entropy_max: float = 1.0
+    correction: CorrectionConfig = dataclasses.field(default_factory=CorrectionConfig)
+    selection: SelectionConfig = dataclasses.field(default_factory=SelectionConfig)
     routing: str = "live"
     balance: str = "switch"
     balance_coef: float = 0.0
@@ -58,64 +101,60 @@ class ObjectiveConfig:
     bias_rate: float = 0.0
 
     def validate(self) -> None:
-        """Raises ConfigError naming the field that cannot work."""
+        """Raises ConfigError naming the field that cannot work, or the fields that cannot go together."""
         errors.check_choice("objective.surrogate", self.surrogate, SURROGATES)
+        errors.check_choice("objective.ratio", self.ratio, RATIOS)
+        errors.check_choice("objective.old", self.old, ANCHORS)
         errors.check_choice("objective.advantage", self.advantage, ADVANTAGES)
+        errors.check_choice("objective.whiten", self.whiten, WHITENINGS)
         errors.check_choice("objective.aggregation", self.aggregation, AGGREGATIONS)
-        errors.check_choice("objective.kl", self.kl, ("none", "k1_in_reward", *LOSS_ESTIMATORS))
+        if self.kl == "k1":
+            raise errors.ConfigError(
+                "objective.kl='k1': in the loss its gradient is zero in expectation, only noise (accepted: none, "
+                f"{', '.join((*LOSS_ESTIMATORS, *REWARD_ESTIMATORS))})"
+            )
+        errors.check_choice("objective.kl", self.kl, ("none", *LOSS_ESTIMATORS, *REWARD_ESTIMATORS))
         errors.check_choice("objective.routing", self.routing, ROUTINGS)
         errors.check_choice("objective.balance", self.balance, ("switch", "hf"))
         errors.check_between("objective.std_ddof", self.std_ddof, 0, 1)
-        errors.check_between("objective.clip_low", self.clip_low, 0.0, 1.0)
-        for name in ("epsilon", "clip_high", "kl_coef", "entropy_coef", "balance_coef", "z_coef", "bias_rate"):
+        errors.check_at_least("objective.pass_k", self.pass_k, 1)
+        if self.surrogate != "gmpo":
+            errors.check_between("objective.clip_low", self.clip_low, 0.0, 1.0)
+        for name in (
+            "epsilon clip_low clip_high dual_clip ratio_cap divergence kl_coef entropy_coef entropy_target "
+            "entropy_step entropy_max balance_coef z_coef bias_rate"
+        ).split():
             errors.check_at_least(f"objective.{name}", getattr(self, name), 0.0)
+        errors.check_at_least("objective.max_weight", self.max_weight, 1.0)
+        for name in ("sapo_positive", "sapo_negative"):
+            errors.check_at_least(f"objective.{name}", getattr(self, name), 1e-3)
         if (self.kl == "none") != (self.kl_coef == 0.0):
             raise errors.ConfigError(
                 f"objective.kl={self.kl!r} with objective.kl_coef={self.kl_coef}: set both, or neither"
             )
+        self.correction.validate("objective.correction")
+        self.selection.validate("objective.selection")
+        refuse(self)
 
     def needs_reference(self) -> bool:
         """Whether the start policy's log-probs are part of every step."""
         return self.kl != "none"
 
     def needs_all_rows(self) -> bool:
-        """Whether a row with advantage zero still has a gradient."""
-        in_loss = self.kl in LOSS_ESTIMATORS
-        return in_loss or max(self.entropy_coef, self.balance_coef, self.z_coef, self.bias_rate) > 0
+        """Whether a row with advantage zero still has a gradient, or is part of a statistic."""
+        in_loss = self.kl in LOSS_ESTIMATORS or self.selection.covariance == "kl_cov"
+        entropy = max(self.entropy_coef, self.entropy_target)
+        return in_loss or max(entropy, self.balance_coef, self.z_coef, self.bias_rate) > 0
 
+    def needs_scores(self) -> bool:
+        """Whether a micro-batch's log-probs must be known before its loss (the head is then run once more)."""
+        own = self.old == "current" and self.correction.compares()
+        return needs_sequence(self) or own or self.correction.opsm > 0
 
-def clip(
-    logprobs: jax.Array, old_logprobs: jax.Array, advantages: jax.Array, config: ObjectiveConfig
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """-min(r A, clip(r, 1 - low, 1 + high) A) with r = policy / old policy (PPO, 1707.06347).
+    def needs_proximal(self) -> bool:
+        """Whether the log-probs before the step's first update are wanted (one more forward pass a step)."""
+        return self.old == "recomputed"
 
-    Args:
-        logprobs: [R, C] of the sampled tokens, with gradient.
-        old_logprobs: [R, C] at the start of the update; here those recorded at sampling, since one function samples
-            and trains (the gap between the two is logged at every step).
-        advantages: [R, C].
-
-    Returns:
-        (loss [R, C], indicators [R, C] to be averaged over tokens: where a clipped branch is the active one.)
-    """
-    log_ratio = jnp.clip(logprobs - old_logprobs, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    ratio = jnp.exp(log_ratio)
-    free = ratio * advantages
-    clipped = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high) * advantages
-    active = clipped < free
-    indicators = {"clip/high": active & (advantages > 0), "clip/low": active & (advantages < 0)}
-    return -jnp.minimum(free, clipped), indicators
-
-
-def reinforce(
-    logprobs: jax.Array, old_logprobs: jax.Array, advantages: jax.Array, config: ObjectiveConfig
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """-A log policy (Williams, 1992); with advantages of one it is supervised learning. See `clip`."""
-    del old_logprobs, config
-    return -advantages * logprobs, {}
-
-
-SURROGATES: dict[str, Callable[..., tuple[jax.Array, dict[str, jax.Array]]]] = {
-    "clip": clip,
-    "reinforce": reinforce,
-}
+    def needs_measurement(self) -> bool:
+        """Whether tokens are chosen over the whole minibatch (one more forward pass for each)."""
+        return self.surrogate == "aspo" or self.selection.top_entropy < 1 or self.selection.covariance != "none"

@@ -17,22 +17,27 @@ class Row(NamedTuple):
     Attributes:
         prompt, completion: token ids.
         old_logprobs: [C] of the completion at sampling.
-        advantage: of every sampled token.
+        advantage: of every sampled token, or [C] of each.
         group: sequences with equal numbers were sampled from one prompt.
         choices: experts recorded at sampling (`rlvr.types.Completion`); all rows of a batch have them, or none.
         old_choices: the same as chosen before the step's first update, or None.
         support: [C, V / 8] which tokens could have been sampled (`rlvr.types.Completion`), or None if all could; all
             rows of a batch have them, or none.
+        proximal_logprobs: [C] before the step's first update, or None.
+        high_entropy, high_covariance: [C] bool which tokens were chosen (`rlvr.algo.selection`), or None.
     """
 
     prompt: Sequence[int]
     completion: np.ndarray
     old_logprobs: Any
-    advantage: float
+    advantage: Any
     group: int
     choices: np.ndarray | None = None
     old_choices: np.ndarray | None = None
     support: np.ndarray | None = None
+    proximal_logprobs: np.ndarray | None = None
+    high_entropy: np.ndarray | None = None
+    high_covariance: np.ndarray | None = None
 
     @property
     def run_tokens(self) -> int:
@@ -54,6 +59,7 @@ class TrainBatch(NamedTuple):
         sources: [R, S] int32 place in the row of the token before each sampled one.
         targets: [R, S] int32 the sampled tokens.
         mask: [R, S] bool, 1 on sampled tokens, which stand at the front.
+        sequences: [R, S] int32 which of the row's sequences a sampled token belongs to.
         old_logprobs: [R, S] float32, recorded at sampling.
         reference_logprobs: [R, S] float32 of the start policy; zeros if they are not known.
         advantages: [R, S] float32.
@@ -61,6 +67,8 @@ class TrainBatch(NamedTuple):
         choices: [R, T, mixture layers, k] int16 experts recorded at sampling, -1 where there are none; or None.
         old_choices: the same as the policy would choose before the first of the step's updates, or None.
         support: [R, S, V / 8] uint8 which tokens could have been sampled, a bit each; or None if all could.
+        proximal_logprobs: [R, S] float32 before the first of the step's updates, or None.
+        high_entropy, high_covariance: [R, S] bool, see `Row`.
     """
 
     tokens: Any
@@ -71,6 +79,7 @@ class TrainBatch(NamedTuple):
     sources: Any
     targets: Any
     mask: Any
+    sequences: Any
     old_logprobs: Any
     reference_logprobs: Any
     advantages: Any
@@ -78,10 +87,21 @@ class TrainBatch(NamedTuple):
     choices: Any = None
     old_choices: Any = None
     support: Any = None
+    proximal_logprobs: Any = None
+    high_entropy: Any = None
+    high_covariance: Any = None
 
     def columns(self) -> Any:
         """Returns how many columns of S hold all the sampled tokens: scalar int32, of arrays on a device."""
         return jnp.max(jnp.sum(self.mask, axis=-1, dtype=jnp.int32))
+
+    def replay(self, routing: str) -> Any:
+        """Returns the experts that the rows use in training, or None for the router's own; see `ObjectiveConfig`."""
+        return {"live": None, "rollout": self.choices, "old": self.old_choices}[routing]
+
+
+# What rows may have of their sampled tokens besides, and how it is laid out.
+_OPTIONAL = {"proximal_logprobs": np.float32, "high_entropy": bool, "high_covariance": bool}
 
 
 class Place(NamedTuple):
@@ -151,13 +171,16 @@ def _empty(like: Row, rows: int, length: int) -> TrainBatch:
 
     fields: dict[str, Any] = {name: tokens(0, np.int32) for name in ("tokens", "positions")}
     fields |= {name: tokens(-1, np.int32) for name in ("segments", "prefixes")}
-    fields |= {name: sampled(np.int32) for name in ("sources", "targets")}
+    fields |= {name: sampled(np.int32) for name in ("sources", "targets", "sequences")}
     fields |= {name: sampled(np.float32) for name in ("old_logprobs", "reference_logprobs", "advantages", "weights")}
     for name in ("choices", "old_choices"):
         if (given := getattr(like, name)) is not None:
             fields[name] = tokens(-1, np.int16, *given.shape[1:])
     if like.support is not None:
         fields["support"] = np.zeros((rows, 2 * length, like.support.shape[1]), np.uint8)
+    for name, dtype in _OPTIONAL.items():
+        if getattr(like, name) is not None:
+            fields[name] = sampled(dtype)
     return TrainBatch(counts=tokens(0.0, np.float32), mask=sampled(bool), **fields)
 
 
@@ -172,7 +195,7 @@ def _fill(
     places: dict[int, Place],
 ) -> None:
     """Writes the bundles of one row into row r of a batch, and notes where their sequences went."""
-    at = scored = segment = 0
+    at = scored = segment = sequence = 0
     for bundle in bundles:
         first, prefix, end = at, segment, at + bundle.prompt
         _write(batch, r, at, rows[bundle.members[0]], slice(0, bundle.prompt), segment, prefix)
@@ -189,15 +212,19 @@ def _fill(
             batch.sources[columns] = [end - 1, *range(at, at + run)][:count]
             batch.targets[columns] = row.completion
             batch.mask[columns] = True
+            batch.sequences[columns] = sequence
             batch.old_logprobs[columns] = row.old_logprobs
             batch.advantages[columns] = row.advantage
             if weights is not None:
                 batch.weights[columns] = weights[i]
             if reference is not None:
                 batch.reference_logprobs[columns] = reference[i]
+            for name in _OPTIONAL:
+                if (given := getattr(row, name)) is not None:
+                    getattr(batch, name)[columns] = given
             if row.support is not None:
                 batch.support[columns] = row.support
-            at, scored = at + run, scored + count
+            at, scored, sequence = at + run, scored + count, sequence + 1
         segment += 1
 
 

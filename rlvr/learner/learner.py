@@ -15,11 +15,12 @@ from rlvr.algo.aggregation import AGGREGATIONS
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.learner.batch import Place, Row, TrainBatch
 from rlvr.learner.logprobs import Metrics, run_rows
+from rlvr.learner.loss import Totals
 from rlvr.learner.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from rlvr.learner.scoring import Layout, make_scorer
+from rlvr.learner.scoring import Layout, choose_tokens, make_meter, make_scorer
 from rlvr.learner.state import TrainState, abstract_state, fresh_state, state_sharding_tree
 from rlvr.learner.trainable import Trainable, all_parameters
-from rlvr.learner.update import Totals, UpdateConfig, make_update_step
+from rlvr.learner.update import UpdateConfig, make_update_step
 from rlvr.policy.transformer import Params, Policy
 
 ReadMetrics = Callable[[], dict[str, float]]
@@ -75,6 +76,15 @@ class Learner:
             policy, self._layout, temperature=temperature, chunk=update.logprob_chunk, join=trainable.join
         )
 
+        self._measure = make_meter(
+            policy,
+            self._layout,
+            temperature=temperature,
+            chunk=update.logprob_chunk,
+            routing=objective.routing,
+            join=trainable.join,
+        )
+
         def route(params: Params, frozen: Params | None, batch: TrainBatch) -> jax.Array:
             choices = run_rows(policy, trainable.join(params, frozen), batch).choices
             assert choices is not None
@@ -99,7 +109,11 @@ class Learner:
         return self._score(params, self._checked(rows), self._trainable.frozen)
 
     def update(
-        self, state: TrainState, rows: Sequence[Row], reference: Sequence[np.ndarray] | None = None
+        self,
+        state: TrainState,
+        rows: Sequence[Row],
+        reference: Sequence[np.ndarray] | None = None,
+        entropy_coef: float | None = None,
     ) -> tuple[TrainState, ReadMetrics]:
         """Starts the optimizer steps of a rollout, one for each of its minibatches; the state given is consumed.
 
@@ -109,6 +123,7 @@ class Learner:
         Args:
             rows: prompt by prompt, so that minibatches are made of whole groups.
             reference: log-probs of each row's completion under the start policy, if they are known.
+            entropy_coef: of the entropy bonus; by default the objective's.
 
         Returns:
             (the new state, a function that waits for the device and returns the metrics: means over the minibatches,
@@ -117,12 +132,16 @@ class Learner:
         """
         if self._objective.routing == "old":
             rows = self._record_choices(state.params, rows)
+        if self._objective.needs_proximal():
+            before = self._measure(state.params, self._checked(rows), self._trainable.frozen)
+            rows = [row._replace(proximal_logprobs=m.logprobs) for row, m in zip(rows, before, strict=True)]
+        coef = self._objective.entropy_coef if entropy_coef is None else entropy_coef
         size = len(rows) // self._config.minibatches
         seen: list[Metrics] = []
         for start in range(0, len(rows), size):
             chosen = slice(start, start + size)
             own = None if reference is None else reference[chosen]
-            state, metrics = self._step(state, rows[chosen], own)
+            state, metrics = self._step(state, rows[chosen], own, coef)
             seen.append(metrics)
         return state, lambda: self._read(seen)
 
@@ -154,21 +173,28 @@ class Learner:
         return [row._replace(old_choices=of(row, at)) for row, at in zip(rows, places, strict=True)]
 
     def _step(
-        self, state: TrainState, rows: Sequence[Row], reference: Sequence[np.ndarray] | None
+        self, state: TrainState, rows: Sequence[Row], reference: Sequence[np.ndarray] | None, entropy_coef: float
     ) -> tuple[TrainState, Metrics]:
+        if self._objective.needs_measurement():
+            measured = self._measure(state.params, self._checked(rows), self._trainable.frozen)
+            rows = choose_tokens(self._objective, rows, measured)
         sampled = np.array([len(row.completion) for row in rows])
         groups = np.array([row.group for row in rows])
         weights = AGGREGATIONS[self._objective.aggregation](sampled, groups, self._max_columns)
-        totals = Totals(*(np.float32(max(n, 1)) for n in (sampled.sum(), sum(row.run_tokens for row in rows))))
+        run = sum(row.run_tokens for row in rows)
+        totals = Totals(np.float32(max(sampled.sum(), 1)), np.float32(max(run, 1)), np.float32(entropy_coef))
         live = list(range(len(rows)))
         if not self._objective.needs_all_rows():
-            live = [i for i in live if rows[i].advantage != 0.0]
+            live = [i for i in live if np.any(np.asarray(rows[i].advantage) != 0.0)]
         # Without any gradient one sequence is run all the same: a step has its metrics, and the optimizer its decay.
         live = live or [0]
         known = None if reference is None else [reference[i] for i in live]
         batches, _ = self._layout.lay_out(self._checked([rows[i] for i in live]), weights[live], known)
         placed = (self._layout.put(batch) for batch in batches)
-        return self._update(state, placed, totals, self._trainable.frozen)
+        state, metrics = self._update(state, placed, totals, self._trainable.frozen)
+        if self._objective.entropy_target:
+            metrics["optimizer/entropy_coef"] = totals.entropy_coef
+        return state, metrics
 
     def _checked(self, rows: Sequence[Row]) -> Sequence[Row]:
         longest = max(len(row.prompt) + len(row.completion) for row in rows)

@@ -54,16 +54,38 @@ def token_logprobs(
     Returns:
         logprobs [R, S], float32.
     """
+    scored = (hidden, sources, targets, columns, temperature, chunk, support)
+    return token_statistics(policy, params, *scored, entropies=False)[0]
+
+
+def token_statistics(
+    policy: Policy,
+    params: Params,
+    hidden: jax.Array,
+    sources: jax.Array,
+    targets: jax.Array,
+    columns: jax.Array,
+    temperature: jax.Array,
+    chunk: int,
+    support: jax.Array | None = None,
+    *,
+    entropies: bool = True,
+) -> tuple[jax.Array, ...]:
+    """Returns (logprobs [R, S], entropies [R, S] if they are wanted); see `token_logprobs`."""
     head = policy.head_params(params)
     width, padded = _pad((sources, targets, support), chunk)
 
-    def body(i: jax.Array, out: jax.Array) -> jax.Array:
+    def body(i: jax.Array, out: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         at, wanted, drawable = _columns(padded, i, width)
-        values, _ = _normalise(_logits(policy, head, _take(hidden, at), temperature, drawable), wanted)
-        return jax.lax.dynamic_update_slice_in_dim(out, values, i * width, axis=1)
+        logprobs, log_p = _normalise(_logits(policy, head, _take(hidden, at), temperature, drawable), wanted)
+        found = (logprobs, _entropies(log_p)) if entropies else (logprobs,)
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(x, own, i * width, axis=1) for x, own in zip(out, found, strict=True)
+        )
 
     empty = partition.constrain(jnp.zeros(padded[0].shape, jnp.float32), "batch", None)
-    return jax.lax.fori_loop(0, -(-columns // width), body, empty)
+    out = jax.lax.fori_loop(0, -(-columns // width), body, (empty,) * (1 + entropies))
+    return tuple(x[:, : sources.shape[1]] for x in out)
 
 
 def token_loss(
@@ -145,9 +167,7 @@ def token_loss(
 def _loss_of_logits(loss: Loss, logits: jax.Array, ids: jax.Array, fields: Any) -> tuple[Any, jax.Array]:
     """Returns ((loss, (sums, maxima)), gradient by the logits [R, n, V]) of one chunk."""
     logprobs, log_p = _normalise(logits, ids)
-    p = jnp.exp(log_p)
-    # Not lse - sum(p * logits): that is the difference of two large numbers where the policy is nearly certain.
-    entropies = -jnp.sum(p * log_p, axis=-1)
+    p, entropies = jnp.exp(log_p), _entropies(log_p)
     value, pull, beside = jax.vjp(lambda x, h: loss(x, h, fields), logprobs, entropies, has_aux=True)
     by_logprob, by_entropy = (x[..., None] for x in pull(jnp.ones_like(value)))
     is_target = jnp.arange(logits.shape[-1])[None, None, :] == ids[..., None]
@@ -160,6 +180,11 @@ def _normalise(logits: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]
     """Returns (log-probs of the ids [R, n], of all [R, n, V])."""
     lse = jax.scipy.special.logsumexp(logits, axis=-1)
     return jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0] - lse, logits - lse[..., None]
+
+
+def _entropies(log_p: jax.Array) -> jax.Array:
+    # Not lse - sum(p * logits): that is the difference of two large numbers where the policy is nearly certain.
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
 
 def _logits(

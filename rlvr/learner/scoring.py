@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rlvr import partition
+from rlvr.algo.objectives import ObjectiveConfig
+from rlvr.algo.selection import draw, select_high_covariance, select_high_entropy
 from rlvr.learner.batch import Place, Row, TrainBatch, make_batches
-from rlvr.learner.logprobs import run_rows, token_logprobs
+from rlvr.learner.logprobs import run_rows, token_logprobs, token_statistics
 from rlvr.learner.packing import row_length
 from rlvr.policy.transformer import Params, Policy
 
@@ -75,9 +78,75 @@ def make_scorer(
     def score(params: Params, rows: Sequence[Row], frozen: Params | None = None) -> list[np.ndarray]:
         batches, places = layout.lay_out(rows)
         scores = [partition.host_value(score_step(params, frozen, layout.put(batch))) for batch in batches]
-        return [
-            scores[at.batch][at.row, at.scored : at.scored + len(row.completion)]
-            for at, row in zip(places, rows, strict=True)
-        ]
+        return [_of_row(scores, row, at) for row, at in zip(rows, places, strict=True)]
 
     return score
+
+
+class Measured(NamedTuple):
+    """Of one sequence's sampled tokens, [C] each."""
+
+    logprobs: np.ndarray
+    entropies: np.ndarray
+
+
+def make_meter(
+    policy: Policy,
+    layout: Layout,
+    *,
+    temperature: float,
+    chunk: int,
+    routing: str,
+    join: Callable[[Params, Params | None], Params] = lambda params, frozen: params,
+) -> Callable[..., list[Measured]]:
+    """Returns `measure(params, rows, frozen=None)`: log-probs and entropies of each row, as its loss will have them.
+
+    Args:
+        routing: see `ObjectiveConfig`; the experts are those of the loss.
+        Others: see `make_scorer`.
+    """
+
+    def step(params: Params, frozen: Params | None, batch: TrainBatch) -> tuple[jax.Array, ...]:
+        params = join(params, frozen)
+        hidden = run_rows(policy, params, batch, batch.replay(routing)).hidden
+        scored = (batch.sources, batch.targets, batch.columns())
+        return token_statistics(policy, params, hidden, *scored, jnp.float32(temperature), chunk, batch.support)
+
+    measure_step = jax.jit(step, out_shardings=partition.replicated(layout.mesh))
+
+    def measure(params: Params, rows: Sequence[Row], frozen: Params | None = None) -> list[Measured]:
+        batches, places = layout.lay_out(rows)
+        found = [jax.tree.map(partition.host_value, measure_step(params, frozen, layout.put(b))) for b in batches]
+        logprobs, entropies = zip(*found, strict=True)
+        return [
+            Measured(_of_row(logprobs, row, at), _of_row(entropies, row, at))
+            for row, at in zip(rows, places, strict=True)
+        ]
+
+    return measure
+
+
+def choose_tokens(objective: ObjectiveConfig, rows: Sequence[Row], measured: Sequence[Measured]) -> list[Row]:
+    """Returns the rows of a minibatch with those of their tokens marked that the objective treats apart.
+
+    Args:
+        measured: of each row, under the policy before the minibatch's update.
+    """
+    out = list(rows)
+    if objective.surrogate == "aspo" or objective.selection.top_entropy < 1:
+        uncertain = select_high_entropy([m.entropies for m in measured], objective)
+        out = [row._replace(high_entropy=own) for row, own in zip(out, uncertain, strict=True)]
+    if objective.selection.covariance != "none":
+        now = [m.logprobs for m in measured]
+        recorded = {"rollout": "old_logprobs", "recomputed": "proximal_logprobs"}
+        old = now if objective.old == "current" else [getattr(row, recorded[objective.old]) for row in rows]
+        advantages = [np.broadcast_to(row.advantage, len(row.completion)) for row in rows]
+        draws = [draw(np.asarray(r.prompt), r.completion, r.old_logprobs, count=len(r.completion)) for r in rows]
+        driving = select_high_covariance(now, old, advantages, draws, objective)
+        out = [row._replace(high_covariance=own) for row, own in zip(out, driving, strict=True)]
+    return out
+
+
+def _of_row(values: Sequence[np.ndarray], row: Row, at: Place) -> np.ndarray:
+    """Takes one sequence's sampled tokens out of the micro-batches' values [R, S]."""
+    return values[at.batch][at.row, at.scored : at.scored + len(row.completion)]

@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from rlvr import errors
-from rlvr.algo.kl import LOSS_ESTIMATORS, k3
-from rlvr.algo.objectives import SURROGATES, ObjectiveConfig
+from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.learner.batch import TrainBatch
-from rlvr.learner.logprobs import Metrics, run_rows, token_loss
+from rlvr.learner.logprobs import Metrics, run_rows, token_logprobs, token_loss
+from rlvr.learner.loss import Totals, chunk_loss, make_fields
 from rlvr.learner.state import TrainState
-from rlvr.masked import masked, masked_max, masked_sum
 from rlvr.policy.router import BALANCE_LOSSES, RouterStats, balance_step, count_changed, z_loss
 from rlvr.policy.transformer import Params, Policy
 
@@ -44,18 +43,6 @@ class UpdateConfig:
         """Raises ConfigError naming the field that cannot work."""
         for name in ("row_tokens", "micro_tokens", "minibatches", "logprob_chunk"):
             errors.check_at_least(f"{field}.{name}", getattr(self, name), 1)
-
-
-class Totals(NamedTuple):
-    """Denominators of a step's means: scalars float32, over all its sequences, also those left out of the work.
-
-    Attributes:
-        sampled: tokens.
-        run: tokens that are run, each as often as there are sequences with it.
-    """
-
-    sampled: Any
-    run: Any
 
 
 def make_update_step(
@@ -142,57 +129,19 @@ def micro_loss(
     Returns:
         (loss, (sums, maxima)): what the metrics are made of.
     """
-    replay = {"live": None, "rollout": micro.choices, "old": micro.old_choices}[objective.routing]
-    output = run_rows(policy, params, micro, replay)
-    loss, (sums, maxima) = token_loss(
-        policy,
-        params,
-        output.hidden,
-        micro.sources,
-        micro.targets,
-        micro.columns(),
-        jnp.float32(temperature),
-        chunk,
-        functools.partial(chunk_loss, objective),
-        {
-            "mask": micro.mask,
-            "old": micro.old_logprobs,
-            "reference": micro.reference_logprobs,
-            "advantages": micro.advantages,
-            "weights": micro.weights,
-            "sampled": jnp.broadcast_to(totals.sampled, micro.mask.shape),
-        },
-        micro.support,
-    )
+    output = run_rows(policy, params, micro, micro.replay(objective.routing))
+    scored = (micro.sources, micro.targets, micro.columns(), jnp.float32(temperature), chunk)
+    scores = None
+    if objective.needs_scores():
+        still, hidden = jax.lax.stop_gradient((params, output.hidden))
+        scores = token_logprobs(policy, still, hidden, *scored, micro.support)
+    fields = make_fields(objective, micro, totals, scores)
+    of_chunk = functools.partial(chunk_loss, objective)
+    loss, (sums, maxima) = token_loss(policy, params, output.hidden, *scored, of_chunk, fields, micro.support)
     if output.router is not None:
         router, more, largest = _router_loss(policy, micro, output.router, output.choices, totals, objective)
         loss, sums, maxima = loss + router, sums | more, maxima | largest
     return loss, (sums, maxima)
-
-
-def chunk_loss(
-    objective: ObjectiveConfig, logprobs: jax.Array, entropies: jax.Array, fields: dict[str, jax.Array]
-) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
-    """The policy's loss over some tokens [R, n], and what the metrics are made of; see `token_loss`."""
-    mask, old, weights = fields["mask"], fields["old"], fields["weights"]
-    logprobs = masked(logprobs, mask)
-    losses, indicators = SURROGATES[objective.surrogate](logprobs, old, fields["advantages"], objective)
-    policy_loss = masked_sum(losses * weights, mask)
-    loss = policy_loss
-    if objective.kl in LOSS_ESTIMATORS:
-        penalty = LOSS_ESTIMATORS[objective.kl](logprobs - fields["reference"])
-        loss += objective.kl_coef * masked_sum(penalty * weights, mask)
-    loss -= objective.entropy_coef * masked_sum(entropies / fields["sampled"], mask)
-    gap = jnp.abs(logprobs - old)
-    sums = {
-        "loss/policy": policy_loss,
-        "tokens": jnp.sum(mask, dtype=jnp.float32),
-        "rollout/entropy": masked_sum(entropies, mask),
-        "gap/mean": masked_sum(gap, mask),
-        "kl/update": masked_sum(k3(logprobs - old), mask),
-        **{name: masked_sum(x.astype(jnp.float32), mask) for name, x in indicators.items()},
-    }
-    return loss, (sums, {"gap/max": masked_max(gap, mask)})
 
 
 def _router_loss(

@@ -14,9 +14,10 @@ from rlvr.algo.aggregation import AGGREGATIONS
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.learner.batch import Row, TrainBatch, make_batches
 from rlvr.learner.learner import Learner
+from rlvr.learner.loss import Totals
 from rlvr.learner.optimizer import OptimizerConfig, make_optimizer
 from rlvr.learner.state import TrainState
-from rlvr.learner.update import Totals, UpdateConfig, make_update_step
+from rlvr.learner.update import UpdateConfig, make_update_step
 from rlvr.mesh import AXES
 from rlvr.policy.router import BALANCE_LOSSES, z_loss
 from rlvr.policy.transformer import Policy
@@ -67,7 +68,7 @@ def lay_out(
     micro_rows = micro_rows or len(rows)
     batches, _ = make_batches(rows, micro_rows=micro_rows, length=length, weights=weights, reference=reference)
     run = sum(len(row.prompt) + len(row.completion) - 1 for row in rows)
-    return Laid(batches, Totals(np.float32(sampled.sum()), np.float32(run)))
+    return Laid(batches, Totals(np.float32(sampled.sum()), np.float32(run), np.float32(0.0)))
 
 
 class Stepper:
@@ -159,6 +160,7 @@ def test_gradient_and_metrics_are_those_of_the_naive_loss(
     old, reference = ([x + noise for x, noise in zip(own, by, strict=True)] for by in (gaps, shifts))
     rows = [row._replace(old_logprobs=logprobs) for row, logprobs in zip(rows, old, strict=True)]
     laid = lay_out(rows, micro_rows=2, length=24, aggregation="seq_mean_token_mean", reference=reference)
+    laid = laid._replace(totals=laid.totals._replace(entropy_coef=np.float32(FULL.entropy_coef)))
     (batch,) = laid.batches  # the router's losses are not linear in the tokens: of one micro-batch they are exact
     prompts = {row.prompt for row in rows}
     assert len(prompts) == (2 if shared else 6)

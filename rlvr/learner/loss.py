@@ -28,7 +28,7 @@ class Totals(NamedTuple):
 
     sampled: Any
     run: Any
-    entropy_coef: Any
+    entropy_coef: Any = 0.0
 
 
 def make_fields(objective: ObjectiveConfig, micro: TrainBatch, totals: Totals, scores: jax.Array | None) -> Fields:
@@ -111,7 +111,8 @@ def _choose(
         if selection.covariance == "clip_cov":
             losses = jnp.where(chosen, 0.0, losses)
         else:
-            moved = jnp.abs(jnp.clip(logprobs - fields["old"], -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+            log_r = jnp.clip(logprobs - fields["old"], -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+            moved = log_r * jnp.sign(log_r)  # not abs, whose derivative at 0 is 1 in jax: on policy there is none
             losses += jnp.where(chosen, selection.coef * moved, 0.0)
     if "correction" in fields:
         losses *= fields["correction"]

@@ -1,114 +1,124 @@
-"""Surrogates: the coefficient on grad log pi, and where clipping stops it."""
+"""The config of an objective: what is refused, what is warned about, and what each needs of a step."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+import dataclasses
+import re
+from typing import Any
+
 import pytest
 
 from rlvr import errors
-from rlvr.algo.aggregation import AGGREGATIONS
-from rlvr.algo.objectives import SURROGATES, ObjectiveConfig, clip, reinforce
+from rlvr.algo.compatibility import warn
+from rlvr.algo.correction import CorrectionConfig
+from rlvr.algo.objectives import ObjectiveConfig
+from rlvr.algo.presets import PRESETS, preset
+from rlvr.algo.selection import SelectionConfig
 
-LENGTHS = np.array([2, 5, 1, 4])
-GROUPS = np.array([0, 0, 1, 1])
-ADVANTAGES = np.array([1.5, -0.5, 0.25, -2.0])
-C = 5
-BUDGET = 9
-MASK = np.arange(C) < LENGTHS[:, None]
-B = len(LENGTHS)
-# The coefficient on grad log pi(y_it) at ratio one.
-ON_POLICY = {
-    "token_mean": ADVANTAGES / LENGTHS.sum(),
-    "token_sum": ADVANTAGES,
-    "seq_mean_token_mean": ADVANTAGES / (B * LENGTHS),
-    "seq_mean_token_sum": ADVANTAGES / B,
-    "seq_sum_norm": ADVANTAGES / (B * BUDGET),
-    "prompt_mean": ADVANTAGES / (2 * np.array([7, 7, 5, 5])),
-}
-
-
-@pytest.mark.parametrize("surrogate", SURROGATES)
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_coefficients_on_policy(surrogate: str, aggregation: str) -> None:
-    old = jnp.asarray(np.random.default_rng(0).normal(-2.0, 1.0, (B, C)), jnp.float32)
-    advantages = jnp.asarray(np.repeat(ADVANTAGES[:, None], C, 1), jnp.float32)
-    weights = np.where(MASK, AGGREGATIONS[aggregation](LENGTHS, GROUPS, BUDGET)[:, None], 0.0).astype(np.float32)
-
-    def loss(logprobs: jax.Array) -> jax.Array:
-        losses, _ = SURROGATES[surrogate](logprobs, old, advantages, ObjectiveConfig())
-        return jnp.sum(losses * weights)
-
-    expected = -np.where(MASK, ON_POLICY[aggregation][:, None], 0.0)
-    np.testing.assert_allclose(jax.grad(loss)(old), expected, rtol=1e-5, atol=1e-8)
-
-
-CONFIG = ObjectiveConfig(clip_low=0.2, clip_high=0.28)
-
-
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "loss", "gradient", "high", "low"),
-    [
-        (1.0, 2.0, -2.0, -2.0, 0, 0),
-        (1.27, 2.0, -2.54, -2.54, 0, 0),  # between 1 + low and 1 + high: the sides are not swapped
-        (1.3, 2.0, -2.56, 0.0, 1, 0),
-        (0.75, 2.0, -1.5, -1.5, 0, 0),  # outside, but the pessimistic branch is the free one
-        (0.75, -2.0, 1.6, 0.0, 0, 1),
-        (0.81, -2.0, 1.62, 1.62, 0, 0),
-        (1.3, -2.0, 2.6, 2.6, 0, 0),
-        (1.3, 0.0, 0.0, 0.0, 0, 0),  # nothing to clip
-    ],
-)
-def test_clip_by_hand(ratio: float, advantage: float, loss: float, gradient: float, high: int, low: int) -> None:
-    old = jnp.full((1, 1), -1.5)
-    logprobs = old + np.log(ratio).astype(np.float32)
-    a = jnp.full((1, 1), advantage)
-    value, indicators = clip(logprobs, old, a, CONFIG)
-    np.testing.assert_allclose(value, [[loss]], rtol=1e-5, atol=1e-7)
-    got = jax.grad(lambda x: clip(x, old, a, CONFIG)[0].sum())(logprobs)
-    np.testing.assert_allclose(got, [[gradient]], rtol=1e-5, atol=1e-7)
-    assert {name: int(x[0, 0]) for name, x in indicators.items()} == {"clip/high": high, "clip/low": low}
-
-
-def test_clip_of_an_absurd_ratio_stays_finite() -> None:
-    logprobs, old = jnp.array([[0.0, -800.0]]), jnp.array([[-800.0, 0.0]])
-    for advantage in (1.0, -1.0):
-        a = jnp.full((1, 2), advantage)
-        value, gradient = jax.value_and_grad(lambda x, a=a: clip(x, old, a, CONFIG)[0].sum())(logprobs)
-        assert np.isfinite(value) and np.all(np.isfinite(gradient))
-
-
-def test_reinforce_ignores_the_old_policy() -> None:
-    logprobs = jnp.array([[-0.3, -2.0]])
-    a = jnp.array([[2.0, -1.0]])
-    value, indicators = reinforce(logprobs, jnp.full((1, 2), jnp.nan), a, CONFIG)
-    np.testing.assert_allclose(value, [[0.6, -2.0]])
-    assert indicators == {}
+TIS = CorrectionConfig("tis")
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"surrogate": "clp"}, "objective.surrogate='clp'.*'clip'"),
+        ({"ratio": "seq"}, "objective.ratio='seq' is not known.*token, seq_geo, seq_prod"),
+        ({"old": "prox"}, "objective.old='prox'"),
         ({"advantage": "gae"}, "objective.advantage"),
+        ({"whiten": "token"}, "objective.whiten='token'.*'tokens'"),
         ({"aggregation": "mean"}, "objective.aggregation"),
-        ({"kl": "k1", "kl_coef": 0.1}, "objective.kl='k1'"),
+        ({"kl": "k1", "kl_coef": 0.1}, "objective.kl='k1'.*zero in expectation.*k1_in_reward"),
         ({"kl": "k3"}, "set both, or neither"),
         ({"kl_coef": 0.1}, "set both, or neither"),
         ({"clip_low": 1.5}, "objective.clip_low"),
         ({"clip_high": -0.1}, "objective.clip_high"),
         ({"std_ddof": 2}, "objective.std_ddof"),
+        ({"pass_k": 0}, "objective.pass_k"),
+        ({"max_weight": 0.5}, "objective.max_weight"),
         ({"entropy_coef": float("nan")}, "objective.entropy_coef"),
+        ({"sapo_negative": 0.0}, "objective.sapo_negative"),
+        ({"correction": CorrectionConfig("tsi")}, "objective.correction.rule='tsi'.*'tis'"),
+        ({"correction": CorrectionConfig("tis", high=0.5)}, "objective.correction.high=0.5 must be at least 1"),
+        ({"correction": CorrectionConfig("icepop")}, "objective.correction.low=0.0.*'icepop'.*or use 'mis'"),
+        ({"correction": CorrectionConfig("mis", low=0.5)}, "low=0.5 is used by .*'icepop' only"),
+        ({"selection": SelectionConfig(top_entropy=0.0)}, "objective.selection.top_entropy"),
+        ({"selection": SelectionConfig(covariance="cov")}, "objective.selection.covariance='cov'"),
+        # Parts that do not go together.
+        ({"correction": TIS}, r"correction.rule='tis' with objective.old='rollout': .*counted twice.*recomputed"),
+        (
+            {"correction": CorrectionConfig(reject="outlier")},
+            r"correction.reject='outlier' with objective.old='rollout'",
+        ),
+        ({"surrogate": "cispo", "correction": TIS}, "correction.rule='tis' with objective.old='rollout'"),
+        (
+            {"surrogate": "cispo", "ratio": "seq_geo"},
+            "ratio='seq_geo' with objective.surrogate='cispo': .*accepted: token",
+        ),
+        ({"surrogate": "gmpo", "ratio": "seq_geo"}, "surrogate='gmpo': it makes the geometric mean itself"),
+        ({"surrogate": "dppo_tv", "old": "recomputed"}, "old='recomputed' with objective.surrogate='dppo_tv'"),
+        ({"surrogate": "dppo_kl", "correction": TIS}, "'dppo_kl': its ratio spans all.*twice"),
+        ({"surrogate": "cispo", "dual_clip": 3.0}, "dual_clip=3.0 is a bound of .*'clip', not 'cispo'"),
+        ({"dual_clip": 0.9}, "dual_clip=0.9 must be above 1"),
+        ({"ratio_cap": 1.1}, "ratio_cap=1.1 must be above 1 . objective.clip_high=1.2"),
+        ({"ratio_cap": 4.0, "dual_clip": 3.0}, "set one"),
+        ({"surrogate": "aspo", "selection": SelectionConfig(top_entropy=0.2)}, "quantile of its own"),
+        ({"entropy_target": 0.2, "entropy_step": 0.0}, "would never move"),
+        ({"entropy_target": 0.2, "entropy_coef": 2.0}, "above objective.entropy_max=1.0"),
+        ({"selection": SelectionConfig(covariance="kl_cov"), "old": "current"}, "'kl_cov' with .*would be 0"),
     ],
 )
-def test_config_names_the_field(fields: dict[str, object], words: str) -> None:
+def test_what_cannot_work_is_refused_and_named(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(errors.ConfigError, match=words):
         ObjectiveConfig(**fields).validate()
 
 
+@pytest.mark.parametrize(
+    ("fields", "minibatches", "words"),
+    [
+        ({"ratio": "seq_geo"}, 1, "clip_high=0.2 with objective.ratio='seq_geo'.*never clips.*0.0003 and 0.0004"),
+        ({"ratio": "seq_geo", "clip_low": 3e-4, "clip_high": 4e-4, "aggregation": "token_mean"}, 1, "is not GSPO"),
+        ({"ratio": "seq_prod", "aggregation": "token_mean"}, 1, "that of seq_mean_token_sum"),
+        ({"surrogate": "gmpo", "aggregation": "token_mean"}, 1, "is not GMPO"),
+        ({"surrogate": "reinforce"}, 4, "update.minibatches=4: all but the first are off policy"),
+        ({"old": "current"}, 4, "ratio is always 1"),
+    ],
+)
+def test_what_is_likely_not_meant_is_said(fields: dict[str, Any], minibatches: int, words: str) -> None:
+    config = ObjectiveConfig(**fields)
+    config.validate()
+    (told,) = warn(config, minibatches)
+    assert re.search(words, told)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_nobodys(name: str) -> None:
+    config = preset(name)
+    config.validate()
+    assert list(warn(config, 1)) == []
+    config.correction.rule = config.selection.covariance = "changed"
+    assert preset(name).correction.rule != "changed" and preset(name).selection.covariance != "changed"
+    assert preset(name, clip_high=0.77).clip_high == 0.77
+    assert dataclasses.replace(config, **{}) is not config
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(errors.ConfigError, match=r"objective preset='gsp0'.*'gspo'"):
+        preset("gsp0")
+
+
 def test_which_objectives_need_what() -> None:
-    assert not ObjectiveConfig().needs_reference() and not ObjectiveConfig().needs_all_rows()
+    plain = ObjectiveConfig()
+    for need in ("reference", "all_rows", "scores", "proximal", "measurement"):
+        assert not getattr(plain, f"needs_{need}")()
     in_reward = ObjectiveConfig(kl="k1_in_reward", kl_coef=0.1)
     assert in_reward.needs_reference() and not in_reward.needs_all_rows()
     assert ObjectiveConfig(kl="k2", kl_coef=0.1).needs_all_rows()
-    for name in ("entropy_coef", "balance_coef", "z_coef"):
+    for name in ("entropy_coef", "entropy_target", "balance_coef", "z_coef"):
         assert ObjectiveConfig(**{name: 0.1}).needs_all_rows()
+    # A token of a sequence without advantage may be one of those that kl_cov holds back.
+    assert preset("kl_cov").needs_all_rows() and not preset("clip_cov").needs_all_rows()
+    assert {n for n in PRESETS if preset(n).needs_scores()} == {"gspo", "gspo_token", "luspo", "gmpo", "opsm"}
+    assert {n for n in PRESETS if preset(n).needs_measurement()} == {"aspo", "clip_cov", "kl_cov", "top_entropy"}
+    assert {n for n in PRESETS if preset(n).needs_proximal()} == {
+        *("decoupled", "tis", "seq_tis", "mis", "seq_mis", "icepop", "seq_mask_tis")
+    }
+    assert ObjectiveConfig(old="current", correction=TIS).needs_scores()
+    assert not ObjectiveConfig(old="current").needs_scores()

@@ -33,6 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
             "untruncated", reject="seq_geo", reject_low=papers.SEQ_LOW, reject_high=papers.SEQ_HIGH
         )
     },
+    "seq_tis": {"correction": CorrectionConfig("tis", level="seq_prod", high=papers.SEQ_CAP)},
     "opsm": {"correction": CorrectionConfig(opsm=papers.OPSM)},
 }
 
@@ -138,7 +139,7 @@ def test_coefficients_on_policy(name: str) -> None:
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "micro_batches": {"micro_rows": 1, "length": 12},
-    "padding": {"micro_rows": 5, "length": 40},
+    "padding": {"micro_rows": 1, "length": 40},
     "order": {"order": (4, 0, 3, 5, 2, 1), "micro_rows": 1, "length": 12},
     "unshared": {"prompts": {0: (1,), 1: (1, 4, 5)}, "micro_rows": 1, "length": 12},
 }

@@ -68,7 +68,7 @@ def lay_out(
     micro_rows = micro_rows or len(rows)
     batches, _ = make_batches(rows, micro_rows=micro_rows, length=length, weights=weights, reference=reference)
     run = sum(len(row.prompt) + len(row.completion) - 1 for row in rows)
-    return Laid(batches, Totals(np.float32(sampled.sum()), np.float32(run), np.float32(0.0)))
+    return Laid(batches, Totals(np.float32(sampled.sum()), np.float32(run)))
 
 
 class Stepper:

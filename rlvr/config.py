@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rlvr import errors
+from rlvr.algo import compatibility
+from rlvr.algo.advantages import BINARY, COMPARING, NON_NEGATIVE
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.rewards import RewardConfig
 from rlvr.checkpoint import CheckpointConfig, read_policy_config
@@ -27,6 +30,8 @@ from rlvr.policy.lora import LoraConfig
 from rlvr.policy.transformer import Policy
 from rlvr.rollout.config import EngineConfig
 from rlvr.verifiers.pool import VerifierConfig
+
+log = logging.getLogger("rlvr")
 
 # Sections that say how a run is carried out, not what it computes: a workdir may be resumed with others.
 RUNTIME_FIELDS = ("mesh", "checkpoints", "verifiers.workers", "verifiers.sandbox")
@@ -148,6 +153,8 @@ _read_annotations(ExperimentConfig)
 def resolve(config: ExperimentConfig) -> ExperimentConfig:
     """Returns the config with a checkpoint's policy shape filled in, checked as a whole.
 
+    What works but is likely not what was meant is logged as a warning.
+
     Raises:
         ConfigError: naming the field, its value and what is accepted.
         WeightsError: `checkpoint` holds no policy.
@@ -157,6 +164,8 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
         runtime = {name: getattr(config.policy, name) for name in ("dtype", "remat", "moe_backend", "moe_exchange")}
         config = dataclasses.replace(config, policy=dataclasses.replace(shape, **runtime))
     validate(config)
+    for warning in compatibility.warn(config.objective, config.update.minibatches):
+        log.warning("%s", warning)
     return config
 
 
@@ -176,6 +185,7 @@ def validate(config: ExperimentConfig) -> None:
     config.checkpoints.validate()
     config.mesh.validate()
     _validate_rollout(config)
+    _validate_credit(config)
     _validate_routing(config)
     _validate_lengths(config)
     _validate_lora(config)
@@ -184,6 +194,33 @@ def validate(config: ExperimentConfig) -> None:
     config.warm_start.optimizer.validate("warm_start.optimizer")
     errors.check_at_least("evaluation.interval", config.evaluation.interval, 1)
     errors.check_at_least("evaluation.temperature", config.evaluation.temperature, 0.0)
+
+
+def _validate_credit(config: ExperimentConfig) -> None:
+    """Refuses advantages that the rewards or the groups cannot have."""
+    objective, reward, group = config.objective, config.reward, config.rollout.group_size
+    name = f"objective.advantage={objective.advantage!r}"
+    if objective.advantage == "gdpo" and len(reward.parts) < 2:
+        raise errors.ConfigError(
+            f"{name} normalises several rewards apart, but reward.parts={reward.parts}: name at least two parts of the "
+            "verdicts, and their reward.part_weights"
+        )
+    if objective.advantage in BINARY and objective.pass_k > group:
+        raise errors.ConfigError(f"objective.pass_k={objective.pass_k} is more than rollout.group_size={group}")
+    changes = {
+        "reward.audit_penalty": reward.audit_penalty > 0,
+        "reward.length": reward.length.lowers(),
+        "objective.kl='k1_in_reward'": objective.kl == "k1_in_reward",
+    }
+    changed = next((field for field, does in changes.items() if does), None)
+    if changed and objective.advantage in NON_NEGATIVE:
+        wanted = "rewards of 0 and 1" if objective.advantage in BINARY else "rewards of at least 0"
+        raise errors.ConfigError(f"{changed} makes others of the rewards, but {name} is for {wanted}")
+    if changed and objective.advantage == "gdpo":
+        raise errors.ConfigError(f"{changed} changes the sum of the rewards, which {name} does not look at")
+    buffer, budget = reward.length.overlong_buffer, config.engine.max_new_tokens
+    if buffer > budget:
+        raise errors.ConfigError(f"reward.length.overlong_buffer={buffer} is more than engine.max_new_tokens={budget}")
 
 
 def _validate_routing(config: ExperimentConfig) -> None:
@@ -222,9 +259,10 @@ def _validate_lora(config: ExperimentConfig) -> None:
 def _validate_rollout(config: ExperimentConfig) -> None:
     rollout = config.rollout
     errors.check_at_least("rollout.prompts", rollout.prompts, 1)
-    if rollout.group_size < 2:
+    errors.check_at_least("rollout.group_size", rollout.group_size, 1)
+    if rollout.group_size == 1 and config.objective.advantage in COMPARING:
         raise errors.ConfigError(
-            f"rollout.group_size={rollout.group_size} must be at least 2: "
+            "rollout.group_size=1 must be at least 2: "
             f"objective.advantage={config.objective.advantage!r} compares a sample with the others of its group"
         )
     if not rollout.temperature > 0:
@@ -232,10 +270,11 @@ def _validate_rollout(config: ExperimentConfig) -> None:
     errors.check_at_least("rollout.top_k", rollout.top_k, 0)
     errors.check_between("rollout.top_p", rollout.top_p, 1e-6, 1.0)
     errors.check_between("rollout.staleness", rollout.staleness, 0, 1)
-    if rollout.staleness and config.objective.surrogate == "reinforce":
+    uncorrected = config.objective.surrogate == "reinforce" and not config.objective.correction.compares()
+    if rollout.staleness and uncorrected:
         raise errors.ConfigError(
             f"rollout.staleness={rollout.staleness} with objective.surrogate='reinforce': it takes samples for its own "
-            "policy's, which these are not; use a surrogate with a ratio, such as 'clip'"
+            "policy's, which these are not; use a surrogate with a ratio, such as 'clip', or objective.correction"
         )
     errors.check_between("rollout.min_p", rollout.min_p, 0.0, 1.0)
     if "" in rollout.stop_strings:

@@ -72,4 +72,4 @@ def perform(verb: str, wanted: Slice, cluster: Cluster, workdir: str, train_flag
         CloudError: xpk fails, or the job did.
     """
     for command in commands(verb, wanted, cluster, workdir, train_flags):
-        print(shell.run(command, timeout_s=8 * 86_400.0), end="", flush=True)  # xpk waits a week for a job
+        shell.stream(command)

@@ -65,6 +65,20 @@ def run(command: list[str], timeout_s: float = 900.0) -> str:
     return done.stdout
 
 
+def stream(command: list[str]) -> None:
+    """Runs a command whose output is for the user to follow, for as long as it takes.
+
+    Raises:
+        CloudError: it is not installed, or exits with another status than 0.
+    """
+    try:
+        status = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+    except FileNotFoundError as error:
+        raise CloudError(f"{command[0]} is not installed here\n  tried: {shlex.join(command)}", "other") from error
+    if status:
+        raise make_error(command, status, "", "see above")
+
+
 def make_error(command: list[str], status: int, output: str, said: str) -> CloudError:
     """Returns the error of a command that failed."""
     lines = [line for line in said.strip().splitlines() if line.strip()] or ["(nothing)"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from launch.tpu import shell, slices
 from rlvr import errors
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+FAKE = Path(__file__).with_name("fake_gcloud.py")
 HERE = ["--name=run", "--zone=us-east5-a"]
 CHIPS = ["--topology=v5p:2x2x4"]
 JOB = ["--workdir=gs://bucket/run", "--poll_s=0"]
@@ -30,10 +32,10 @@ class Cloud:
     def __init__(self, folder: Path):
         self.folder = folder
         (folder / "bin").mkdir()
-        for name in ("gcloud", "xpk"):
-            script = folder / "bin" / name
-            script.write_text(f"#!{sys.executable}\n" + Path(__file__).with_name("fake_gcloud.py").read_text())
-            script.chmod(0o755)
+        xpk = f'echo "$@" >>{folder}/xpk; echo listed'
+        for name, text in (("gcloud", f"#!{sys.executable}\n{FAKE.read_text()}"), ("xpk", f"#!/bin/bash\n{xpk}\n")):
+            (folder / "bin" / name).write_text(text)
+            (folder / "bin" / name).chmod(0o755)
 
     def __call__(self, verb: str, *arguments: str, **plan: object) -> subprocess.CompletedProcess[str]:
         (self.folder / "plan.json").write_text(json.dumps({"lives": [{}], **plan}))
@@ -181,6 +183,11 @@ def test_a_dry_run_prints_the_commands_that_a_run_executes_and_calls_nothing(clo
     assert "gcloud secrets versions access latest --secret=judge" in dry.stdout
 
 
+def dry_lines(text: str) -> list[str]:
+    """The lines of a dry run as the shell would split and join them again."""
+    return [" ".join(shlex.split(line)) for line in text.splitlines()]
+
+
 CONFIG = "--config=configs/quickstart.py"
 
 
@@ -230,6 +237,10 @@ def test_xpk_gets_the_same_job(cloud: Cloud) -> None:
     assert "launch.train --config=configs/quickstart.py --config.seed=1 --coordinator=auto" in create
     assert "--workdir=/mnt/rlvr/run" in create
     assert wait.endswith("--wait-for-job-completion=run")
+    real = cloud("run", *flags, *TRAIN)
+    assert real.returncode == 0 and real.stdout.split() == ["listed"] * 2
+    called = (cloud.folder / "xpk").read_text().splitlines()
+    assert [f"xpk {line}" for line in called] == dry_lines(done.stdout)
     missing = cloud("run", *CHIPS, "--cluster=pods", *JOB, *TRAIN)
     assert missing.returncode == 1 and "--image" in missing.stderr
 

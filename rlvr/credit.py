@@ -69,7 +69,8 @@ def assign_credit(
     drift: list[np.ndarray] = []
     if objective.kl in ("k1_in_reward", "k1_to_go"):
         assert reference is not None
-        drift = [objective.kl_coef * (row.old_logprobs - r) for row, r in zip(rows, reference, strict=True)]
+        pairs = zip(rows, reference, strict=True)
+        drift = [objective.kl_coef * (np.float64(row.old_logprobs) - np.float64(r)) for row, r in pairs]
     if objective.kl == "k1_in_reward":
         rewards = rewards - np.array([np.sum(each) for each in drift], np.float64)
     parts = part_rewards(verdicts, config.reward) if objective.advantage == "gdpo" else None

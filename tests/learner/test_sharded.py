@@ -129,7 +129,8 @@ def work(mesh: Mesh, initial: Any, rows: list[Row], descent: OptimizerConfig) ->
         shapes = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, expected)
         out["placed"] = all(jax.tree.leaves(shapes))
         reference = [np.asarray(row.old_logprobs) - 0.1 for row in rows]
-        state, out["metrics"] = learner.update(state, rows, reference)
+        state, read = learner.update(state, rows, reference)
+        out["metrics"] = read()
         out["kept"] = all(
             jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state.params, shardings))
         )

@@ -85,7 +85,8 @@ def work(
             out = {"scores": learner.score(placed, rows), "merged_scores": whole.score(merged, rows)}
             reference = [np.asarray(row.old_logprobs) - 0.1 for row in rows]
             wanted = learner.abstract()
-            state, out["metrics"] = learner.update(learner.fresh(placed), rows, reference)
+            state, read = learner.update(learner.fresh(placed), rows, reference)
+            out["metrics"] = read()
             same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s.sharding, x.ndim), state, wanted)
             out["placed"] = all(jax.tree.leaves(same))
             out["step"] = jax.tree.map(np.subtract, jax.device_get(state.params), adapters)

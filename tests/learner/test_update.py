@@ -1,5 +1,6 @@
 """The update against a naive loss, and everything that must not change it."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,9 @@ from jax.sharding import AxisType, Mesh
 
 from rlvr import errors
 from rlvr.algo.aggregation import AGGREGATIONS
+from rlvr.algo.correction import CorrectionConfig
 from rlvr.algo.objectives import ObjectiveConfig
+from rlvr.algo.selection import SelectionConfig
 from rlvr.learner.batch import Row, TrainBatch, make_batches
 from rlvr.learner.learner import Learner
 from rlvr.learner.loss import Totals
@@ -223,12 +226,18 @@ def test_garbage_in_padding_changes_no_bit(shallow_step: Stepper, make_rows: Row
     assert_same_tree(dirty, clean, rtol=0, atol=0)
 
 
-def make_learner(policy: Policy, optimizer: OptimizerConfig, mesh: Mesh) -> Learner:
+def make_learner(
+    policy: Policy,
+    optimizer: OptimizerConfig,
+    mesh: Mesh,
+    objective: ObjectiveConfig | None = None,
+    **update: int,
+) -> Learner:
     return Learner(
         policy,
-        ObjectiveConfig(aggregation="seq_sum_norm"),
+        objective or ObjectiveConfig(aggregation="seq_sum_norm"),
         optimizer,
-        UpdateConfig(row_tokens=32, micro_tokens=32, logprob_chunk=3),
+        UpdateConfig(**{"row_tokens": 32, "micro_tokens": 32, "logprob_chunk": 3, **update}),
         steps=10,
         max_length=T,
         max_columns=C,
@@ -314,3 +323,100 @@ def test_learning_rate_is_the_schedules(tiny_policy: Tiny, one_device: Mesh) -> 
     config = OptimizerConfig(learning_rate=0.4, warmup_steps=1, decay="linear")
     learner = make_learner(tiny_policy("shallow")[0], config, one_device)
     np.testing.assert_allclose([learner.learning_rate(s) for s in (0, 1, 10)], [0.2, 0.4, 0.0], atol=1e-7)
+
+
+def near(own: list[np.ndarray], seed: int, scale: float = 0.4) -> list[np.ndarray]:
+    """Log-probs of a policy not far from another."""
+    rng = np.random.default_rng(seed)
+    return [(x + scale * rng.normal(size=len(x))).astype(np.float32) for x in own]
+
+
+def test_statistics_of_sequences_and_of_the_minibatch(
+    tiny_policy: Tiny, make_rows: Rows, descent: OptimizerConfig, one_device: Mesh
+) -> None:
+    """Sequence ratios, dropped sequences, a quantile over all tokens and a weighted k3, as written for whole rows."""
+    policy, params = tiny_policy("shallow")
+    rows, rho, delta = make_rows(8, shared=True), 0.5, 0.05
+    own = own_logprobs(policy, params, rows)
+    old, reference = near(own, 0), near(own, 1)
+    rows = [row._replace(old_logprobs=x) for row, x in zip(rows, old, strict=True)]
+    objective = ObjectiveConfig(
+        ratio="seq_geo",
+        clip_low=0.1,
+        clip_high=0.1,
+        kl="k3_is",
+        kl_coef=0.1,
+        correction=CorrectionConfig(opsm=delta),
+        selection=SelectionConfig(top_entropy=rho),
+    )
+    objective.validate()
+
+    def naive(params: Any) -> jax.Array:
+        tokens = np.zeros((len(rows), T), np.int32)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row.prompt) + len(row.completion)] = [*row.prompt, *row.completion]
+        positions = np.broadcast_to(np.arange(T, dtype=np.int32), tokens.shape)
+        log_p = jax.nn.log_softmax(
+            policy.logits(params, policy.forward(params, tokens, positions).hidden) / TEMPERATURE
+        )
+        spans = [log_p[i, len(r.prompt) - 1 + np.arange(len(r.completion))] for i, r in enumerate(rows)]
+        entropies = [jax.lax.stop_gradient(-jnp.sum(jnp.exp(x) * x, axis=-1)) for x in spans]
+        threshold = jnp.quantile(jnp.concatenate(entropies), 1 - rho)
+        loss = jnp.float32(0)
+        for i, row in enumerate(rows):
+            x = spans[i][np.arange(len(row.completion)), row.completion]
+            share = jnp.mean(jnp.where(entropies[i] >= threshold, x - jax.lax.stop_gradient(x), 0.0))
+            s, a = jnp.exp(jnp.mean(jax.lax.stop_gradient(x) - old[i])), row.advantage
+            clipped = ((s > 1.1) & (a > 0)) | ((s < 0.9) & (a < 0))
+            dropped = (a < 0) & (jnp.mean(old[i] - jax.lax.stop_gradient(x)) > delta)
+            policy_loss = jnp.where(clipped | dropped, 0.0, -s * a * share)  # the gradient only, not the value
+            d = x - reference[i]
+            kl = jnp.mean(jnp.exp(x - old[i]) * (jnp.exp(-d) + d - 1))
+            loss += (policy_loss + 0.1 * kl) / len(rows)
+        return loss
+
+    learner = make_learner(policy, descent, one_device, objective)
+    state, read = learner.update(learner.fresh(jax.tree.map(jnp.copy, params)), rows, reference)
+    want = jax.jit(jax.grad(naive))(params)
+    assert largest(want) > 0.02
+    assert_same_tree(gradient_of(params, state.params, descent.epsilon), want, rtol=1e-3, atol=2e-5)
+    metrics = read()
+    assert 0 < metrics["correction/opsm"] < 1 and 0 < metrics["clip/high"] + metrics["clip/low"] < 1
+
+
+def test_minibatches_against_the_policy_before_the_first(
+    tiny_policy: Tiny, make_rows: Rows, descent: OptimizerConfig, one_device: Mesh
+) -> None:
+    """Decoupled PPO with weights, chosen tokens and two optimizer steps: the layout of the rows changes nothing."""
+    policy, params = tiny_policy("shallow")
+    rows = make_rows(8, shared=True)
+    own = own_logprobs(policy, params, rows)
+    rows = [row._replace(old_logprobs=x) for row, x in zip(rows, near(own, 0), strict=True)]
+    rows = [*rows[0::2], *rows[1::2]]  # group by group
+    objective = ObjectiveConfig(
+        old="recomputed",
+        aggregation="token_mean",
+        clip_low=0.01,
+        clip_high=0.01,
+        correction=CorrectionConfig("tis", level="seq_geo", high=1.1),
+        selection=SelectionConfig(covariance="clip_cov", low=0.2, share=0.3),
+    )
+    objective.validate()
+    gentle = dataclasses.replace(descent, learning_rate=descent.learning_rate * 0.02)
+
+    def run(rows: list[Row], **update: int) -> tuple[Any, dict[str, float]]:
+        learner = make_learner(policy, gentle, one_device, objective, minibatches=2, **update)
+        state, read = learner.update(learner.fresh(jax.tree.map(jnp.copy, params)), rows)
+        return jax.tree.map(np.subtract, jax.device_get(state.params), jax.device_get(params)), read()
+
+    step, metrics = run(rows)
+    order = [2, 0, 3, 1, 7, 6, 4, 5]  # within the minibatches
+    other, others = run([rows[i] for i in order], row_tokens=16, micro_tokens=64)
+    assert largest(step) > 0.02
+    assert_same_tree(other, step, **SAME)
+    assert metrics.keys() == others.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(others[name], value, rtol=2e-3, atol=1e-5, err_msg=name)
+    # In the second minibatch the ratio is no longer one; the weights never touch that.
+    assert 0 < metrics["clip/high"] + metrics["clip/low"] < 1
+    assert 0 < metrics["correction/changed"] < 1 and metrics["selection/covariance"] > 0

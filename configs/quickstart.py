@@ -6,7 +6,7 @@ policy's greedy answer to those is then wrong. GRPO with a verifier earns the re
     bash scripts/quickstart.sh
 """
 
-from rlvr.algo.objectives import ObjectiveConfig
+from rlvr.algo.presets import preset
 from rlvr.checkpoint import CheckpointConfig
 from rlvr.config import EvaluationConfig, ExperimentConfig, RolloutConfig, WarmStartConfig
 from rlvr.data.config import DataConfig, TaskSetConfig
@@ -16,8 +16,8 @@ from rlvr.policy.config import PolicyConfig
 from rlvr.rollout.config import EngineConfig
 
 
-def get_config() -> ExperimentConfig:
-    """Returns the config."""
+def get_config(objective: str = "dapo") -> ExperimentConfig:
+    """Returns the config, with the objective of that name (`rlvr.algo.presets`)."""
     return ExperimentConfig(
         name="quickstart",
         steps=320,
@@ -47,7 +47,7 @@ def get_config() -> ExperimentConfig:
             slots=256, max_prompt_tokens=6, max_new_tokens=6, prefill_rows=64, decode_steps=3, page_tokens=16
         ),
         rollout=RolloutConfig(prompts=64, group_size=8),
-        objective=ObjectiveConfig(aggregation="token_mean", clip_high=0.28),
+        objective=preset(objective),
         optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=5, decay="linear"),
         update=UpdateConfig(row_tokens=64, micro_tokens=4096, logprob_chunk=4096),
         warm_start=WarmStartConfig(

@@ -6,7 +6,7 @@ python -m launch.train --config=configs/smollm2_arithmetic.py --workdir=runs/smo
 
 from typing import Any
 
-from rlvr.algo.objectives import ObjectiveConfig
+from rlvr.algo.presets import preset
 from rlvr.checkpoint import CheckpointConfig
 from rlvr.config import EvaluationConfig, ExperimentConfig, RolloutConfig
 from rlvr.data.config import DataConfig, TaskSetConfig
@@ -33,8 +33,8 @@ NUMBER = "Reply with one number and nothing else."
 INSTRUCTION = {"basic_arithmetic": NUMBER, "gcd": "", "letter_counting": NUMBER}  # gcd says so itself
 
 
-def get_config() -> ExperimentConfig:
-    """Returns the config."""
+def get_config(objective: str = "dapo") -> ExperimentConfig:
+    """Returns the config, with the objective of that name (`rlvr.algo.presets`)."""
     tasks = tuple(
         TaskSetConfig(
             source="reasoning_gym",
@@ -60,7 +60,7 @@ def get_config() -> ExperimentConfig:
             decode_steps=4,
         ),
         rollout=RolloutConfig(prompts=8, group_size=8, temperature=0.7),
-        objective=ObjectiveConfig(aggregation="token_mean", clip_high=0.28),
+        objective=preset(objective),
         optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=5, b2=0.99),
         update=UpdateConfig(row_tokens=256, micro_tokens=512),
         evaluation=EvaluationConfig(interval=30),

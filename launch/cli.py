@@ -53,6 +53,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         message = _explain(argv, error)
     except flags.Error as error:
         message = str(error)
+        if "Traceback" in message:  # of get_config(), ending in "package.ErrorName: what is wrong"
+            message = "--config: " + message.strip().splitlines()[-1].partition(": ")[2]
     except OSError as error:
         message = f"--config: {str(error).splitlines()[-1].strip()}"
     print(f"error: {message}", file=sys.stderr, flush=True)

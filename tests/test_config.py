@@ -8,6 +8,7 @@ from ml_collections import config_flags
 
 from rlvr import config as configs
 from rlvr import errors
+from rlvr.algo.presets import preset
 from rlvr.config import config_hash, differences, resolve, to_dict, validate
 from tests import tiny
 
@@ -24,9 +25,9 @@ def change(config, **changes):
     return config
 
 
-def parse(*overrides):
+def parse(*overrides, file=tiny.CONFIG):
     values, line = flags.FlagValues(), ["train", *overrides]
-    file = str(tiny.ROOT / tiny.CONFIG)
+    file = str(tiny.ROOT / file)
     holder = config_flags.DEFINE_config_file("config", file, "", flag_values=values, sys_argv=line)
     values(line)
     return holder.value
@@ -60,6 +61,34 @@ def test_overrides_have_the_type_of_their_field():
     assert type(config.objective.kl_coef) is float and type(config.steps) is int
     # The same value written in another way is the same run.
     assert config_hash(config) == config_hash(expected)
+
+
+def test_a_preset_is_chosen_with_the_file_and_its_fields_overridden():
+    plain = parse(file="configs/quickstart.py")
+    assert plain.objective == preset("dapo")
+    config = parse(
+        "--config.objective.clip_high=5e-4",
+        "--config.objective.correction.opsm=0.5",
+        "--config.objective.selection.top_entropy=0.2",
+        "--config.reward.length.overlong_buffer=2",
+        "--config.reward.parts=('a','b')",
+        file="configs/quickstart.py:gspo",
+    )
+    expected = preset("gspo", clip_high=5e-4)
+    expected.correction.opsm, expected.selection.top_entropy = 0.5, 0.2
+    assert config.objective == expected and config.reward.length.overlong_buffer == 2
+    assert config.reward.parts == ("a", "b")
+    with pytest.raises(
+        flags.IllegalFlagValueError, match=r"objective preset='gspoo' is not known; did you mean 'gspo'"
+    ):
+        parse(file="configs/quickstart.py:gspoo")
+
+
+def test_unlikely_objectives_are_warned_about(caplog):
+    config = change(tiny.make_config(), objective__ratio="seq_geo")
+    with caplog.at_level("WARNING"):
+        resolve(config)
+    assert "never clips" in caplog.text
 
 
 def test_tiny_is_valid():

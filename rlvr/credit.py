@@ -70,7 +70,7 @@ def assign_credit(
     if objective.kl in ("k1_in_reward", "k1_to_go"):
         assert reference is not None
         pairs = zip(rows, reference, strict=True)
-        drift = [objective.kl_coef * (np.float64(row.old_logprobs) - np.float64(r)) for row, r in pairs]
+        drift = [objective.kl_coef * np.subtract(row.old_logprobs, r, dtype=np.float64) for row, r in pairs]
     if objective.kl == "k1_in_reward":
         rewards = rewards - np.array([np.sum(each) for each in drift], np.float64)
     parts = part_rewards(verdicts, config.reward) if objective.advantage == "gdpo" else None

@@ -51,6 +51,9 @@ CACHE_TOKENS = flags.DEFINE_integer("rollout_cache_tokens", 0, "rollout: see Eng
 PREFILL_ROWS = flags.DEFINE_integer("rollout_prefill_rows", 8, "rollout: prompts prefilled together.", lower_bound=1)
 
 
+SHORT = 2  # tokens of the prompts that take nearly no prefill, in a bucket of their own
+
+
 def bench_rollout() -> dict[str, Any]:
     """Measures the mode that is named."""
     errors.check_choice("rollout_mode", MODE.value, MODES)
@@ -65,6 +68,7 @@ def bench_rollout() -> dict[str, Any]:
                 max_prompt_tokens=PROMPT.value,
                 max_new_tokens=new_tokens,
                 prefill_rows=PREFILL_ROWS.value,
+                prompt_buckets=(SHORT,) if MODE.value == "groups" else (),
                 decode_steps=DECODE_STEPS.value,
                 page_tokens=PAGE_TOKENS.value,
                 cache_tokens=CACHE_TOKENS.value,
@@ -163,7 +167,7 @@ def bench_groups(config: PolicyConfig, make_engine: MakeEngine) -> dict[str, Any
     _, generate = make_engine(rows, 1)
     shared = make_requests(make_prompts(prompts, length, config.vocab_size), samples)
     repeated = make_requests(make_prompts(rows, length, config.vocab_size), 1)
-    short = make_requests(make_prompts(1, 2, config.vocab_size), rows)
+    short = make_requests(make_prompts(1, SHORT, config.vocab_size), rows)
     product, operations = gemm(jax.numpy.dtype(DTYPE.value))
     seconds = measure(
         {

@@ -1,7 +1,8 @@
 """Sampling through the engine: tokens a second, against the machine's ceilings.
 
     python -m launch.bench rollout --rollout_mode=fixed --rounds=3
-    python -m launch.bench rollout --rollout_mode=tail --rollout_requests=256 --rollout_slots=32 --rounds=1
+    python -m launch.bench rollout --rollout_mode=tail --rollout_requests=256 --rollout_slots=32 --rounds=1 \\
+        --rollout_tail_rows=8,16 --rollout_decode_steps=1 --rollout_prefill_rows=1
     python -m launch.bench rollout --rollout_mode=groups --rollout_requests=8 --rollout_prompt_tokens=256
 
 fixed: `rollout_requests` prompts of `rollout_prompt_tokens`, each sampled to exactly `rollout_new_tokens`.
@@ -45,6 +46,7 @@ SAMPLES = flags.DEFINE_integer("rollout_samples", 16, "rollout, groups: samples 
 PROMPT = flags.DEFINE_integer("rollout_prompt_tokens", 64, "rollout: tokens of a prompt.", lower_bound=3)
 NEW = flags.DEFINE_integer("rollout_new_tokens", 64, "rollout: tokens of a completion; tail: mean.", lower_bound=1)
 LONGEST = flags.DEFINE_integer("rollout_longest", 512, "rollout, tail: longest completion.", lower_bound=1)
+TAIL_ROWS = flags.DEFINE_list("rollout_tail_rows", [], "rollout: smaller numbers of rows; see EngineConfig.")
 DECODE_STEPS = flags.DEFINE_integer("rollout_decode_steps", 8, "rollout: tokens a dispatch.", lower_bound=1)
 PAGE_TOKENS = flags.DEFINE_integer("rollout_page_tokens", 64, "rollout: tokens of a page.", lower_bound=1)
 CACHE_TOKENS = flags.DEFINE_integer("rollout_cache_tokens", 0, "rollout: see EngineConfig.", lower_bound=0)
@@ -70,6 +72,7 @@ def bench_rollout() -> dict[str, Any]:
                 prefill_rows=PREFILL_ROWS.value,
                 prompt_buckets=(SHORT,) if MODE.value == "groups" else (),
                 decode_steps=DECODE_STEPS.value,
+                tail_rows=tuple(map(int, TAIL_ROWS.value)),
                 page_tokens=PAGE_TOKENS.value,
                 cache_tokens=CACHE_TOKENS.value,
             )
@@ -148,6 +151,7 @@ def bench_tail(config: PolicyConfig, make_engine: MakeEngine) -> dict[str, Any]:
         "seconds": seconds["rollout"].tolist(),
         "rows": rows,
         "slots": engine.config.slots,
+        "rows_that_decode": list(engine.tiers or ()),
         "wanted_tokens": sum(lengths),
         "occupancy": stats.occupancy,
         "dispatches": stats.dispatches,

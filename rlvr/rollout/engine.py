@@ -104,7 +104,8 @@ class Engine:
         # The pages of the longest sequence must fit into one pool.
         self._pages = -(-max(tokens // self._shards, config.longest) // config.page_tokens)
         self._page_bytes = cache_lib.page_bytes(policy.config, config.page_tokens)
-        self._tiers: tuple[int, ...] | None = None if config.tail_rows else (config.slots,)
+        # Numbers of rows that decode, once they have been tried.
+        self.tiers: tuple[int, ...] | None = None if config.tail_rows else (config.slots,)
         self._replicated = partition.replicated(mesh)
         # The same placement out of every step: one that differed would compile the next step a second time.
         pages = NamedSharding(mesh, partition.spec(cache_lib.AXES))
@@ -171,8 +172,8 @@ class Engine:
         limits = check_requests(requests, self.config, max_tokens)
         row_keys = Keys({r.index: place for place, r in enumerate(requests)}, request_keys(requests, key))
         params = self._place(params)
-        if self._tiers is None:
-            self._tiers = self._prove_tiers(params, sampling)
+        if self.tiers is None:
+            self.tiers = self._prove_tiers(params, sampling)
         self.stats = EngineStats(page_bytes=self._page_bytes)
         # Prompts of one bucket together, so that a prefill is not half empty; the order cannot change a sample.
         schedule = Schedule(
@@ -278,9 +279,9 @@ class Engine:
         on_dispatch: Callable[[], None],
     ) -> tuple[tuple[cache_lib.Pages, ...], list[tuple[int, Running, bool]]]:
         """Samples up to `decode_steps` tokens of every sequence: returns (shard, sequence, stopped) of each."""
-        assert self._tiers is not None
+        assert self.tiers is not None
         fullest = max(len(running) for running in schedule.running)
-        per_shard = min(rows for rows in self._tiers if rows // self._shards >= fullest) // self._shards
+        per_shard = min(rows for rows in self.tiers if rows // self._shards >= fullest) // self._shards
         running = [(shard, shard * per_shard + place, sequence) for shard, place, sequence in schedule.sequences()]
         rows, places = self._make_rows(per_shard), np.zeros(per_shard * self._shards, np.int32)
         for shard, row, sequence in running:

@@ -60,6 +60,11 @@ OURS = {
     "groups": {"prompts": "rollout_requests"},
     "step": {"micro_rows": ""},
 }
+# What a user of ours would set for the part.
+SETTINGS = {
+    "full": {"tail": ["--rollout_tail_rows=8,16", "--rollout_decode_steps=1", "--rollout_prefill_rows=1"]},
+    "smoke": {"tail": ["--rollout_tail_rows=2", "--rollout_decode_steps=1", "--rollout_prefill_rows=1"]},
+}
 
 
 def main() -> None:
@@ -139,7 +144,7 @@ def own_command(arguments: argparse.Namespace, part: str) -> list[str]:
     flags.pop("", None)
     flags["rounds"] = {"rollout": str(arguments.repeats), "groups": "3"}.get(part, "1")
     command = [sys.executable, "-m", "launch.bench", bench, *(f"--{name}={value}" for name, value in flags.items())]
-    return command + shlex.split(arguments.more[part])
+    return command + SETTINGS[arguments.sizes].get(part, []) + shlex.split(arguments.more[part])
 
 
 def peer_command(arguments: argparse.Namespace, part: str, peer: str) -> list[str]:

@@ -303,7 +303,7 @@ def test_fewer_rows_at_the_end_change_no_bit(special: Any) -> None:
     shrinking, _ = special(slots=16, tail_rows=(8, 4))
     assert_same(base, shrinking.generate(params, REQUESTS, KEY, temperature=1.0))
     # Whichever of them this backend has the same bits for; and were it the other ones as well:
-    shrinking._tiers = (16, 8, 4)
+    shrinking.tiers = (16, 8, 4)
     assert_same(base, shrinking.generate(params, REQUESTS, KEY, temperature=1.0), tolerance=1e-5)
     assert shrinking.stats.row_steps < whole.stats.row_steps and shrinking.stats.tokens == whole.stats.tokens
     assert shrinking.stats.occupancy > whole.stats.occupancy
@@ -314,7 +314,7 @@ def test_rows_whose_bits_differ_are_not_used(special: Any, monkeypatch: pytest.M
     probe = engine._probe
     monkeypatch.setattr(engine, "_probe", lambda *args: tuple(x + (args[2] == 4) for x in probe(*args)))
     engine.generate(params, REQUESTS[:2], KEY, temperature=1.0)
-    assert engine._tiers == (8,)
+    assert engine.tiers == (8,)
 
 
 def test_requests_have_budgets_and_seeds_of_their_own(special: Any) -> None:

@@ -161,7 +161,8 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
     """
     if config.checkpoint:
         shape = read_policy_config(Path(config.checkpoint))
-        runtime = {name: getattr(config.policy, name) for name in ("dtype", "remat", "moe_backend", "moe_exchange")}
+        names = ("dtype", "remat", "moe_backend", "moe_exchange", "attention_backend")
+        runtime = {name: getattr(config.policy, name) for name in names}
         config = dataclasses.replace(config, policy=dataclasses.replace(shape, **runtime))
     validate(config)
     for warning in compatibility.warn(config.objective, config.update.minibatches):

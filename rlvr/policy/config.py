@@ -15,6 +15,7 @@ ROUTER_SCORES = ("softmax", "sigmoid")
 MOE_BACKENDS = ("auto", "blocked", "ragged", "dense")
 MOE_EXCHANGES = ("auto", "gather", "ragged")
 REMATS = ("none", "dots", "attention", "block")
+ATTENTION_BACKENDS = ("auto", "jax", "kernel")
 
 
 @dataclasses.dataclass
@@ -110,6 +111,8 @@ class PolicyConfig:
             "dense" (every expert on every token: the oracle of the tests).
         moe_exchange: how tokens reach experts on other shards: "auto" (by platform), "gather" (all-gather of tokens)
             or "ragged" (`jax.lax.ragged_all_to_all`; TPU and GPU).
+        attention_backend: how the cache is read: "auto" (by platform and shape), "jax" (a page at a time, in JAX) or
+            "kernel" (JAX's ragged paged attention for TPUs).
         remat: what the backward pass finds of each block, the rest being computed again: "none" (everything is there),
             "dots" (the products with weights are), "attention" (what attention gives, which is the dearest to repeat in
             long rows) or "block" (only what went into the block: least memory).
@@ -156,6 +159,7 @@ class PolicyConfig:
     dtype: str = "float32"
     moe_backend: str = "auto"
     moe_exchange: str = "auto"
+    attention_backend: str = "auto"
     remat: str = "none"
 
     def validate(self) -> None:
@@ -178,6 +182,7 @@ class PolicyConfig:
             "dtype": ("float32", "bfloat16"),
             "moe_backend": MOE_BACKENDS,
             "moe_exchange": MOE_EXCHANGES,
+            "attention_backend": ATTENTION_BACKENDS,
             "remat": REMATS,
         }
         for name, accepted in choices.items():

@@ -108,7 +108,7 @@ class Engine:
         self.tiers: tuple[int, ...] | None = None if config.tail_rows else (config.slots,)
         self._replicated = partition.replicated(mesh)
         # The same placement out of every step: one that differed would compile the next step a second time.
-        pages = NamedSharding(mesh, partition.spec(cache_lib.AXES))
+        pages = NamedSharding(mesh, partition.spec(cache_lib.AXES[cache_lib.pages_type(policy.config)]))
         self._make_pages = jax.jit(
             lambda: cache_lib.make_pages(policy.config, self._shards, self._pages, config.page_tokens),
             out_shardings=pages,
@@ -120,8 +120,8 @@ class Engine:
         self._take = jax.jit(lambda keys, places: keys[places], out_shardings=self._replicated)
 
         def decode(
-            params: Params, layers: tuple[cache_lib.Pages, ...], rows: steps.Rows, sampling: Sampling, filtered: bool
-        ) -> tuple[tuple[cache_lib.Pages, ...], steps.Sampled]:
+            params: Params, layers: tuple[cache_lib.AnyPages, ...], rows: steps.Rows, sampling: Sampling, filtered: bool
+        ) -> tuple[tuple[cache_lib.AnyPages, ...], steps.Sampled]:
             return steps.decode(
                 policy, params, layers, rows, sampling, tuple(stop_ids), config.decode_steps, filtered=filtered
             )
@@ -227,10 +227,10 @@ class Engine:
     def _carry_out(
         self,
         params: Params,
-        layers: tuple[cache_lib.Pages, ...],
+        layers: tuple[cache_lib.AnyPages, ...],
         work: Admissions,
         choices: PromptChoices,
-    ) -> tuple[cache_lib.Pages, ...]:
+    ) -> tuple[cache_lib.AnyPages, ...]:
         """Prefills prompts, and gives each new sequence its own copy of the page that its prompt ends in."""
         waiting = list(work.prefills)
         while waiting:
@@ -271,13 +271,13 @@ class Engine:
     def _dispatch(
         self,
         params: Params,
-        layers: tuple[cache_lib.Pages, ...],
+        layers: tuple[cache_lib.AnyPages, ...],
         schedule: Schedule,
         row_keys: Keys,
         sampling: Sampling,
         filtered: bool,
         on_dispatch: Callable[[], None],
-    ) -> tuple[tuple[cache_lib.Pages, ...], list[tuple[int, Running, bool]]]:
+    ) -> tuple[tuple[cache_lib.AnyPages, ...], list[tuple[int, Running, bool]]]:
         """Samples up to `decode_steps` tokens of every sequence: returns (shard, sequence, stopped) of each."""
         assert self.tiers is not None
         fullest = max(len(running) for running in schedule.running)

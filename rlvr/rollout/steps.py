@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlvr import partition
-from rlvr.policy.cache import Cache, Pages, Prefix
+from rlvr.policy.cache import AnyPages, Cache, Prefix
 from rlvr.policy.transformer import Params, Policy
 from rlvr.rollout.sampling import Sampling, sample
 
@@ -76,14 +76,14 @@ def prefill(policy: Policy, params: Params, tokens: jax.Array) -> Prefilled:
 def decode(
     policy: Policy,
     params: Params,
-    layers: tuple[Pages, ...],
+    layers: tuple[AnyPages, ...],
     rows: Rows,
     sampling: Sampling,
     stop_ids: tuple[int, ...],
     steps: int,
     *,
     filtered: bool,
-) -> tuple[tuple[Pages, ...], Sampled]:
+) -> tuple[tuple[AnyPages, ...], Sampled]:
     """Samples up to `steps` tokens in every row that is not empty.
 
     Args:
@@ -104,7 +104,7 @@ def decode(
         choices=jnp.zeros((*shape, len(c.moe_layers), c.experts_per_token), jnp.int16) if c.moe_layers else None,
         support=jnp.zeros((*shape, -(-c.vocab_size // 8)), jnp.uint8) if filtered else None,
     )
-    Carry = tuple[jax.Array, jax.Array, jax.Array, tuple[Pages, ...], Sampled]
+    Carry = tuple[jax.Array, jax.Array, jax.Array, tuple[AnyPages, ...], Sampled]
 
     def body(carry: Carry) -> Carry:
         i, active, token, layers, out = carry

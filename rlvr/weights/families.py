@@ -53,7 +53,7 @@ FAMILIES = {
 }
 
 # How a policy is run, not what it computes.
-_RUNNING = ("family", "dtype", "moe_backend", "moe_exchange", "remat")
+_RUNNING = ("family", "dtype", "moe_backend", "moe_exchange", "attention_backend", "remat")
 
 
 def read_config(fields: Fields) -> PolicyConfig:

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvr.policy.attention import attend_pages
 from rlvr.policy.cache import Pages
 from rlvr.policy.config import RopeConfig
+from rlvr.policy.paged import attend_pages
 from rlvr.policy.rope import apply_rope, rope_angles
 
 H, K, HEAD = 6, 2, 10

@@ -107,8 +107,8 @@ class ExperimentConfig:
         seed: of all randomness but the data's (`data.seed`).
         steps: RL steps.
         checkpoint: policy folder (or a run's workdir) to start from; "" starts from a random policy over bytes.
-            With a checkpoint, the shape in `policy` is the checkpoint's; dtype, remat, moe_backend and moe_exchange
-            are the config's.
+            With a checkpoint, the shape in `policy` is the checkpoint's; dtype, remat and the backends are the
+            config's.
         sample_interval: steps between those whose best and worst samples are kept for the report.
         Others: see the components.
     """

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from rlvr import partition
 from rlvr.policy.config import PolicyConfig
-from rlvr.policy.kernels import attends_by_kernel
+from rlvr.policy.kernels import cache_by_kernel
 
 LANES = 128
 
@@ -74,7 +74,7 @@ class Cache(NamedTuple):
 
 def pages_type(config: PolicyConfig) -> type[AnyPages]:
     """Returns in which form a policy's pages are kept: the one that its attention over the cache reads."""
-    return JoinedPages if attends_by_kernel(config) else Pages
+    return JoinedPages if cache_by_kernel(config) else Pages
 
 
 def make_pages(config: PolicyConfig, shards: int, pages: int, page_tokens: int) -> tuple[AnyPages, ...]:

@@ -2,8 +2,8 @@
 
 Nothing of shape [T, T] is kept for a long row: the softmax is computed online over blocks of keys (Milakov and
 Gimelshein, 1805.02867), and the backward pass computes the blocks of probabilities again from the saved normaliser
-(FlashAttention: Dao et al., 2205.14135). It is written in JAX and not taken from a backend's kernel because those
-at hand express a shared prompt only as a mask of shape [T, T].
+(FlashAttention: Dao et al., 2205.14135). It is written here, in JAX and for TPUs as kernels (`rlvr.policy.flash`),
+because JAX's own kernels express a shared prompt only as a mask of shape [T, T].
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+
+from rlvr.policy.flash import attend_flash, make_marks
 
 BLOCK = 128  # queries and keys of one block; rows of up to so many tokens are one dense product
 NEVER = float(np.finfo(np.float32).min)
@@ -62,6 +64,7 @@ def attend_packed(
     window: int = 0,
     sinks: jax.Array | None = None,
     block: int = BLOCK,
+    flash: bool = False,
 ) -> jax.Array:
     """Softmax attention of rows to themselves, in float32.
 
@@ -73,6 +76,7 @@ def attend_packed(
         window: see `visible`.
         sinks: [H] logits, not scaled, that take their part of each head's softmax and carry no value; or None.
         block: queries and keys of one block.
+        flash: whether rows longer than a block are attended by the kernels of `rlvr.policy.flash`.
 
     Returns:
         [B, T, H, h], in the query's dtype; anything finite in padding.
@@ -87,8 +91,15 @@ def attend_packed(
     if length <= block:
         out = checkpoint_name(_attend_dense(query, key, value, tokens, sink, scale, window), "attended")
         return out.reshape(batch, length, query_heads, head_size)
-    query, key, value = (_split(_pad(x, block), block) for x in (query, key, value))
-    tokens = Tokens(*(_split(_pad(x, block), block) for x in tokens))
+    query, key, value = (_pad(x, block) for x in (query, key, value))
+    tokens = Tokens(*(_pad(x, block) for x in tokens))
+    if flash:
+        block = _whole(query.shape[1], block)
+        heads_first = (jnp.moveaxis(x, 1, -2) for x in (query, key, value))
+        out = attend_flash(*heads_first, make_marks(*tokens), _seen(tokens, window, block), sink, scale, window)
+        return jnp.moveaxis(out, -2, 1)[:, :length].reshape(batch, length, query_heads, head_size)
+    query, key, value = (_split(x, block) for x in (query, key, value))
+    tokens = Tokens(*(_split(x, block) for x in tokens))
     out = _attend_blocks(query, key, value, tokens, sink, scale, window)
     return _join(out)[:, :length].reshape(batch, length, query_heads, head_size)
 
@@ -109,6 +120,21 @@ def _attend_dense(
     exponentials = jnp.exp(scores - largest)
     total = jnp.sum(exponentials, axis=-1, keepdims=True) + jnp.exp(sink - largest)
     return jnp.einsum("BKgTL,BLKh->BTKgh", (exponentials / total).astype(value.dtype), value)
+
+
+def _whole(length: int, block: int) -> int:
+    """Returns the largest of 4, 2 and 1 blocks that divides the length."""
+    return next(size for size in (4 * block, 2 * block, block) if length % size == 0)
+
+
+def _seen(tokens: Tokens, window: int, block: int) -> jax.Array:
+    """Returns [B, query blocks, key blocks]: the pairs of which something is seen, of each row."""
+    blocks = Tokens(*(_split(x, block) for x in tokens))
+
+    def row(queries: Tokens) -> jax.Array:
+        return jax.vmap(lambda keys: jnp.any(visible(queries, keys, window), axis=(1, 2)))(blocks)
+
+    return jnp.moveaxis(jax.lax.map(row, blocks), 2, 0)
 
 
 def _pad(x: jax.Array, block: int) -> jax.Array:

@@ -105,8 +105,8 @@ def test_an_engine_with_the_kernel_samples_the_same(like_tpu: None, tiny_policy:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({}, "made for cpu"),
-        ({"sinks": True}, "policy.sinks=True, and it knows no sinks"),
+        ({}, "they are for TPUs, and this program is made for cpu"),
+        ({"sinks": True}, "policy.sinks=True, and the one that reads the cache knows no sinks"),
         ({"kv_heads": 6}, "policy.kv_heads=6 over mesh.tensor=2 must leave each device 1, 2, 4"),
     ],
 )

@@ -42,16 +42,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 2:
         raise app.UsageError(f"name one bench (accepted: {', '.join(BENCHES)})")
     errors.check_choice("bench", argv[1], BENCHES)
-    print(json.dumps(shorten(BENCHES[argv[1]]())))
-
-
-def shorten(value: Any) -> Any:
-    """Returns a result with its floats to five digits."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {name: shorten(inner) for name, inner in value.items()}
-    return [shorten(inner) for inner in value] if isinstance(value, list) else value
+    print(json.dumps(cli.shorten(BENCHES[argv[1]]())))
 
 
 if __name__ == "__main__":

@@ -94,3 +94,12 @@ def _field_names(config: Any, prefix: str) -> Any:
 def print_result(result: dict[str, Any]) -> None:
     """Prints the machine-readable last line."""
     print("RESULT " + json.dumps(result), flush=True)
+
+
+def shorten(value: Any) -> Any:
+    """Returns a result with its floats to five digits."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {name: shorten(inner) for name, inner in value.items()}
+    return [shorten(inner) for inner in value] if isinstance(value, list) else value

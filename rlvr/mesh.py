@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -39,24 +41,24 @@ class MeshConfig:
                 )
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Returns the mesh of all processes' devices, axes `AXES`, automatic sharding.
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns the mesh of all processes' devices (or of those given), axes `AXES`, automatic sharding.
 
     Raises:
         ConfigError: the axes do not multiply to the number of devices.
     """
     config.validate()
-    devices = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     sizes = [getattr(config, axis) for axis in AXES]
     if sizes[0] == -1:
-        sizes[0] = max(devices // math.prod(sizes[1:]), 1)
-    if math.prod(sizes) != devices:
+        sizes[0] = max(count // math.prod(sizes[1:]), 1)
+    if math.prod(sizes) != count:
         shape = ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
         raise errors.ConfigError(
-            f"mesh ({shape}) wants {math.prod(sizes)} devices; this run has {devices}. "
+            f"mesh ({shape}) wants {math.prod(sizes)} devices; this run has {count}. "
             "The axis sizes must multiply to the number of devices (mesh.data=-1 takes the rest)"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def initialize_distributed(coordinator: str, processes: int, process_index: int) -> None:

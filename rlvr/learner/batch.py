@@ -150,7 +150,7 @@ def make_batches(
     for number, bundles in enumerate(packed):
         micro, r = divmod(number, micro_rows)
         if r == 0:
-            batches.append(_empty(rows[0], micro_rows, length))
+            batches.append(empty_batch(rows[0], micro_rows, length))
         _fill(batches[micro], micro, r, bundles, rows, weights, reference, places)
     return batches, [places[i] for i in range(len(rows))]
 
@@ -162,7 +162,9 @@ def _share_key(row: Row) -> Hashable:
     return (tuple(row.prompt), *recorded)
 
 
-def _empty(like: Row, rows: int, length: int) -> TrainBatch:
+def empty_batch(like: Row, rows: int, length: int) -> TrainBatch:
+    """Returns a micro-batch of padding, R `rows` of T `length`, with the optional fields that `like` has."""
+
     def tokens(value: Any, dtype: Any, *more: int) -> np.ndarray:
         return np.full((rows, length, *more), value, dtype)
 

@@ -100,6 +100,26 @@ class Learner:
         """Returns the shapes and shardings of this stage's state."""
         return abstract_state(self._trainable, self._optimizer, self._mesh)
 
+    def lower(self, length: int, state: TrainState, like: Row) -> dict[str, Any]:
+        """Lowers the programs of an optimizer step without running any, for devices that need not be here.
+
+        Args:
+            length: T of the rows.
+            state: shapes and shardings (`abstract`, called where no mesh is set: it runs small programs).
+            like: a row with the optional fields that those of the run have.
+
+        Returns:
+            {"accumulate", "apply"}: lowered programs of a micro-batch and of the optimizer.
+        """
+        batch = self._layout.abstract(like, length)
+        scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.replicated(self._mesh))
+        totals = Totals(*(scalar for _ in Totals._fields))
+        accumulate = self._update.accumulate.lower(state.params, state.params, batch, totals, self._trainable.frozen)
+        metrics = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=scalar.sharding), accumulate.out_info[1]
+        )
+        return {"accumulate": accumulate, "apply": self._update.apply.lower(state, state.params, metrics)}
+
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of an optimizer step of this stage (a skipped update does not count as a step)."""
         return float(self._schedule(step))

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from rlvr import partition
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.selection import draw, select_high_covariance, select_high_entropy
-from rlvr.learner.batch import Place, Row, TrainBatch, make_batches
+from rlvr.learner.batch import Place, Row, TrainBatch, empty_batch, make_batches
 from rlvr.learner.logprobs import run_rows, token_logprobs, token_statistics
 from rlvr.learner.packing import row_length
 from rlvr.policy.transformer import Params, Policy
@@ -38,9 +38,19 @@ class Layout:
     ) -> tuple[list[TrainBatch], list[Place]]:
         """Returns (micro-batches of host arrays, the place of each sequence); see `make_batches`."""
         length = row_length(max(len(row.prompt) + len(row.completion) for row in rows), self.row_tokens)
-        shards = partition.batch_shards(self.mesh)
-        micro_rows = max(self.micro_tokens // (length * shards), 1) * shards
+        micro_rows = self.micro_rows(length)
         return make_batches(rows, micro_rows=micro_rows, length=length, weights=weights, reference=reference)
+
+    def micro_rows(self, length: int) -> int:
+        """Returns how many rows of `length` tokens are a micro-batch."""
+        shards = partition.batch_shards(self.mesh)
+        return max(self.micro_tokens // (length * shards), 1) * shards
+
+    def abstract(self, like: Row, length: int) -> TrainBatch:
+        """Returns shapes and shardings of a micro-batch of sequences with the same optional fields as `like`."""
+        sharding = NamedSharding(self.mesh, partition.spec(("batch",)))
+        batch = empty_batch(like, self.micro_rows(length), length)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch)
 
     def put(self, batch: TrainBatch) -> TrainBatch:
         """Places a micro-batch, its rows split over the mesh."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,34 @@ class UpdateConfig:
             errors.check_at_least(f"{field}.{name}", getattr(self, name), 1)
 
 
+class UpdateStep(NamedTuple):
+    """An optimizer step as a function of (state, micro-batches, totals, frozen), and the programs it is made of.
+
+    Attributes:
+        zeros: params -> gradients of zero.
+        accumulate: (params, gradients, micro-batch, totals, frozen) -> (gradients, metrics); consumes the gradients.
+        combine: (metrics, metrics) -> metrics of both.
+        apply: (state, gradients, metrics) -> (state, metrics); consumes the state.
+    """
+
+    zeros: Any
+    accumulate: Any
+    combine: Any
+    apply: Any
+
+    def __call__(
+        self, state: TrainState, batches: Iterable[TrainBatch], totals: Totals, frozen: Params | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """Takes the step; see `make_update_step`."""
+        gradients, metrics = self.zeros(state.params), None
+        for micro in batches:
+            gradients, own = self.accumulate(state.params, gradients, micro, totals, frozen)
+            metrics = own if metrics is None else self.combine(metrics, own)
+        assert metrics is not None, "a step needs a micro-batch"
+        out: tuple[TrainState, Metrics] = self.apply(state, gradients, metrics)
+        return out
+
+
 def make_update_step(
     policy: Policy,
     optimizer: optax.GradientTransformation,
@@ -54,7 +82,7 @@ def make_update_step(
     chunk: int,
     join: Callable[[Params, Params | None], Params] = lambda params, frozen: params,
     shardings: TrainState | None = None,
-) -> Callable[..., tuple[TrainState, Metrics]]:
+) -> UpdateStep:
     """Returns `update(state, batches, totals, frozen=None) -> (state, metrics)`, which consumes the state.
 
     Each micro-batch is one dispatch, which adds to the gradients in place, and one more applies them: what is
@@ -97,22 +125,12 @@ def make_update_step(
         out["optimizer/skipped_in_a_row"] = opt_state.notfinite_count
         return pin(TrainState(params, opt_state)), out
 
-    zeros_step = jax.jit(lambda params: pin(jax.tree.map(jnp.zeros_like, params), "params"))
-    accumulate_step = jax.jit(accumulate, donate_argnums=1)
-    combine_step = jax.jit(combine)
-    apply_step = jax.jit(apply, donate_argnums=0)
-
-    def update(
-        state: TrainState, batches: Iterable[TrainBatch], totals: Totals, frozen: Params | None = None
-    ) -> tuple[TrainState, Metrics]:
-        gradients, metrics = zeros_step(state.params), None
-        for micro in batches:
-            gradients, own = accumulate_step(state.params, gradients, micro, totals, frozen)
-            metrics = own if metrics is None else combine_step(metrics, own)
-        assert metrics is not None, "a step needs a micro-batch"
-        return apply_step(state, gradients, metrics)
-
-    return update
+    return UpdateStep(
+        zeros=jax.jit(lambda params: pin(jax.tree.map(jnp.zeros_like, params), "params")),
+        accumulate=jax.jit(accumulate, donate_argnums=1),
+        combine=jax.jit(combine),
+        apply=jax.jit(apply, donate_argnums=0),
+    )
 
 
 def micro_loss(

@@ -212,7 +212,7 @@ class Policy:
 
     def abstract_params(self) -> Params:
         """Returns the tree of shapes and dtypes of the parameters."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
     def logical_axes(self) -> Params:
         """Returns the tree of logical-axes tuples, shaped like the parameters."""

@@ -204,6 +204,29 @@ class Engine:
         self.stats.evictions, self.stats.most_pages = schedule.evictions, schedule.pools.most_held
         return [done[request.index] for request in requests]
 
+    def lower(self, params: Params) -> dict[str, Any]:
+        """Lowers the programs of sampling without running any, for devices that need not be here.
+
+        Args:
+            params: shapes and shardings of the policy's parameters.
+
+        Returns:
+            {"prefill", "decode"}: lowered programs of the longest prompts and of all slots.
+        """
+        own = self._place.lower(params).out_info if hasattr(self._place, "lower") else params
+
+        def given(x: Any) -> Any:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._replicated)
+
+        tokens = jax.ShapeDtypeStruct((self.config.prefill_rows, self._buckets[-1]), jnp.int32)
+        rows = jax.tree.map(given, self._make_rows(self.config.slots // self._shards))
+        scalars = [given(jax.ShapeDtypeStruct((), dtype)) for dtype in (jnp.float32, jnp.int32)]
+        sampling = Sampling(scalars[0], scalars[1], scalars[0], scalars[0], None)
+        return {
+            "prefill": self._prefill.lower(own, given(tokens)),
+            "decode": self._decode.lower(own, self._make_pages.lower().out_info, rows, sampling, False),
+        }
+
     def _make_sampling(
         self, temperature: float, top_k: int, top_p: float, min_p: float, logit_bias: Mapping[int, float] | None
     ) -> tuple[Sampling, bool]:

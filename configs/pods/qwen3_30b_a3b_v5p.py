@@ -1,0 +1,28 @@
+"""GRPO on Qwen3-30B-A3B, 64 v5p chips (accelerator type v5p-128).
+
+    python -m launch.compile --config=configs/pods/qwen3_30b_a3b_v5p.py --topology=v5p:4x4x4 --layers=1,2
+
+Eight ways of experts, eight of parameters; each expert group of eight chips holds all experts.
+"""
+
+from configs.pods import shapes
+from rlvr.config import ExperimentConfig, RolloutConfig
+from rlvr.learner.update import UpdateConfig
+from rlvr.mesh import MeshConfig
+from rlvr.rollout.config import EngineConfig
+
+
+def get_config() -> ExperimentConfig:
+    """Returns the config."""
+    return ExperimentConfig(
+        name="qwen3_30b_a3b_v5p",
+        checkpoint="weights/qwen3-30b-a3b",
+        policy=shapes.qwen3_30b_a3b(),
+        data=shapes.gsm8k(),
+        engine=EngineConfig(
+            slots=2048, max_prompt_tokens=1024, max_new_tokens=3072, prefill_rows=64, decode_steps=16, page_tokens=128
+        ),
+        rollout=RolloutConfig(prompts=128, group_size=16),
+        update=UpdateConfig(row_tokens=8192, micro_tokens=64 * 8192, logprob_chunk=64 * 6144),
+        mesh=MeshConfig(fsdp=8, expert=8),
+    )

@@ -1,0 +1,51 @@
+"""What TPU chips can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from rlvr import errors
+
+
+class Chip(NamedTuple):
+    """One chip.
+
+    Attributes:
+        flops: bfloat16 operations a second, at most.
+        hbm_bytes: memory that programs can have.
+        hbm_rate: bytes a second to and from it.
+        link_rate: bytes a second that it can send to its neighbours, all links together; as many arrive.
+        clock: cycles a second: `flops` over what its matrix units do in a cycle. The compiler's estimates count these.
+    """
+
+    flops: float
+    hbm_bytes: float
+    hbm_rate: float
+    link_rate: float
+    clock: float
+
+
+_MXU_128 = 2 * 128 * 128
+_MXU_256 = 2 * 256 * 256
+
+# https://cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, read in 2026; the interconnect there is that of both directions
+# for v5e and tpu7x, of one for v5p (4,800 Gb/s) and v6e (3,584 Gb/s). Memory: what the compiler says it has, where it
+# was seen to say so (v5e: 15.75 GiB), else the documented size.
+CHIPS: Mapping[str, Chip] = {
+    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9, 197e12 / (4 * _MXU_128)),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 459e12 / (8 * _MXU_128)),
+    "v6e": Chip(918e12, 31.25 * 2**30, 1640e9, 448e9, 918e12 / (4 * _MXU_256)),
+    "tpu7x": Chip(2307e12, 192e9, 7380e9, 600e9, 2307e12 / (8 * _MXU_256)),
+}
+
+
+def chip_of(topology: str) -> Chip:
+    """Returns the chip of a topology like "v5p:4x4x4".
+
+    Raises:
+        ConfigError: the generation is not known.
+    """
+    name = topology.split(":")[0]
+    errors.check_choice("--topology", name, CHIPS)
+    return CHIPS[name]

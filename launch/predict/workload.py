@@ -1,0 +1,154 @@
+"""How much of everything a step of a config has: tokens, rows, dispatches, and the trips of its programs' loops.
+
+All prompts and completions are taken at their longest, which is the most that a step can cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from jax.sharding import Mesh
+
+from launch.benches.flops import forward_flops
+from launch.predict.hlo import Trips
+from rlvr import partition
+from rlvr.config import ExperimentConfig
+from rlvr.learner.packing import row_length
+from rlvr.policy.packed import BLOCK
+from rlvr.policy.ragged import BLOCK as EXPERT_BLOCK
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One step of the RL on a mesh.
+
+    Attributes:
+        config: the experiment.
+        shards: over which rows are split; experts_axis: over which the experts are.
+    """
+
+    config: ExperimentConfig
+    shards: int
+    experts_axis: int
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of a prompt."""
+        return self.config.engine.max_prompt_tokens
+
+    @property
+    def completion(self) -> int:
+        """Tokens of a completion."""
+        return self.config.engine.max_new_tokens
+
+    @property
+    def sequences(self) -> int:
+        """Sequences a step."""
+        return self.config.rollout.prompts * self.config.rollout.group_size
+
+    @property
+    def row(self) -> int:
+        """Tokens of a row of the update."""
+        return row_length(self.prompt + self.completion, self.config.update.row_tokens)
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows of a micro-batch."""
+        return max(self.config.update.micro_tokens // (self.row * self.shards), 1) * self.shards
+
+    @property
+    def update_tokens(self) -> int:
+        """Tokens that a step's updates run: sequences of a group in one row share their prompt."""
+        group = self.config.rollout.group_size
+        in_row = min(max((self.row - self.prompt) // self.completion, 1), group)
+        prompts = self.config.rollout.prompts * math.ceil(group / in_row)
+        return prompts * self.prompt + self.sequences * self.completion
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step, over all its optimizer steps."""
+        minibatches = self.config.update.minibatches
+        rows = math.ceil(self.update_tokens / minibatches / self.row)
+        return math.ceil(rows / self.micro_rows) * minibatches
+
+    @property
+    def dispatches(self) -> int:
+        """Dispatches of decoding a step."""
+        engine = self.config.engine
+        return math.ceil(self.sequences / engine.slots) * math.ceil(self.completion / engine.decode_steps)
+
+    @property
+    def prefills(self) -> int:
+        """Dispatches of prefilling a step."""
+        return math.ceil(self.config.rollout.prompts / self.config.engine.prefill_rows)
+
+    @property
+    def expert_share(self) -> float:
+        """Returns how many of the rows that a shard has room for are its experts' when all are evenly loaded."""
+        policy = self.config.policy
+        held = policy.experts // self.experts_axis
+        return policy.experts_per_token / (self.experts_axis * min(policy.experts_per_token, held))
+
+    def update_flops(self) -> float:
+        """Returns the operations that a step's updates need, by hand: three times the forward pass.
+
+        Recomputing activations is not counted: that is what a compiler or a config chooses to do.
+        """
+        length = self.prompt + self.completion
+        keys = self.sequences * length * (length + 1) // 2
+        return 3.0 * forward_flops(
+            self.config.policy, self.update_tokens, keys, self.sequences * self.completion
+        )  # fmt: skip
+
+    def trips(self, program: str) -> Trips:
+        """Returns how often the loops of a program run whose bounds are not constants."""
+
+        def count(path: str) -> float | None:
+            if "/moe/" in path:
+                return self._expert_blocks(program)
+            if path.endswith("attention/while"):
+                return self._pages(path) if program == "decode" else self._pairs(path, program)
+            if program == "decode" and path.endswith("jit(decode)/while"):
+                return float(self.config.engine.decode_steps)
+            if program == "accumulate" and re.search(r"jvp\(\)/while$", path):
+                width = max(self.config.update.logprob_chunk // self.micro_rows, 1)
+                return float(math.ceil(self.row * self.completion / (self.prompt + self.completion) / width))
+            return None
+
+        return count
+
+    def _window(self, path: str) -> int:
+        """Returns the window of the layer that a path is in, 0 for none."""
+        layer = re.search(r"layer_(\d+)", path)
+        policy = self.config.policy
+        return policy.sliding_window if layer and int(layer[1]) in policy.window_layers else 0
+
+    def _pairs(self, path: str, program: str) -> float:
+        """Returns the pairs of blocks that attention visits in a row of whole sequences."""
+        length, row = self.prompt + self.completion, self.row
+        if program == "prefill":
+            length = row = self.prompt
+        blocks, window = math.ceil(length / BLOCK), self._window(path)
+        seen = min(math.ceil(window / BLOCK) + 1, blocks) if window else blocks
+        return max(row / length, 1.0) * (seen * (seen + 1) / 2 + (blocks - seen) * seen)
+
+    def _pages(self, path: str) -> float:
+        """Returns the pages that attention visits in the middle of a completion."""
+        at, window = self.prompt + self.completion / 2, self._window(path)
+        return math.ceil((min(at, window) if window else at) / self.config.engine.page_tokens)
+
+    def _expert_blocks(self, program: str) -> float:
+        """Returns the blocks of rows of one expert, all evenly loaded; half a block is padding."""
+        policy, engine = self.config.policy, self.config.engine
+        tokens = {"accumulate": self.micro_rows * self.row, "decode": engine.slots}.get(
+            program, engine.prefill_rows * self.prompt
+        )
+        rows = tokens / self.shards * policy.experts_per_token
+        return rows / (policy.experts / self.experts_axis) / EXPERT_BLOCK + 0.5
+
+
+def make_workload(config: ExperimentConfig, mesh: Mesh) -> Workload:
+    """Returns the workload of a config on a mesh."""
+    return Workload(config, partition.batch_shards(mesh), mesh.shape["expert"])

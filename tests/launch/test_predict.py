@@ -1,0 +1,282 @@
+"""launch.compile: how it reads HLO, what it makes of it, and (with libtpu) the programs of a mixture policy."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.predict import chips, estimate, hlo, programs
+from launch.predict.workload import Workload
+from rlvr.config import ExperimentConfig, RolloutConfig
+from rlvr.errors import ConfigError
+from rlvr.learner.update import UpdateConfig
+from rlvr.mesh import MeshConfig
+from rlvr.policy.config import PolicyConfig
+from rlvr.rollout.config import EngineConfig
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+PROGRAM = """\
+HloModule jit_f, is_scheduled=true
+
+%cond.1 (p: (s32[], f32[8,4])) -> pred[] {
+  %p = (s32[]{:T(128)}, f32[8,4]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %bound = s32[]{:T(128)} constant(5)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %bound), direction=LT
+}
+
+%cond.2 (p: (s32[], s32[])) -> pred[] {
+  %p = (s32[], s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] get-tuple-element(%p), index=1
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%product (a: bf16[16,32], b: bf16[32,64]) -> bf16[16,64] {
+  %a = bf16[16,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[32,64]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  ROOT %c = bf16[16,64]{1,0:T(8,128)(2,1)} convolution(%a, %b), dim_labels=bf_io->bf
+}
+
+%body.2 (p: (s32[], s32[])) -> (s32[], s32[]) {
+  %p = (s32[], s32[]) parameter(0)
+  %fusion.9 = bf16[16,64]{1,0} fusion(%x, %y), kind=kOutput, calls=%product, \
+metadata={op_name="jit(f)/layer_0/mlp/dot"}, backend_config={"window_config":{"estimated_cycles":"10"}}
+  ROOT %t = (s32[], s32[]) tuple(%p)
+}
+
+%body.1 (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %p = (s32[]{:T(128)}, f32[8,4]{1,0:T(8,128)}) parameter(0)
+  %while.2 = (s32[], s32[]) while(%p), condition=%cond.2, body=%body.2, metadata={op_name="jit(f)/layer_0/while"}
+  %all-gather.1 = f32[64,4]{1,0} all-gather(%p), channel_id=7, replica_groups=mesh['a'=8,'b'=2] {'a'}, dimensions={0}
+  ROOT %t = (s32[]{:T(128)}, f32[8,4]{1,0:T(8,128)}) tuple(%p)
+}
+
+%all-reduce-scatter (q: f32[64,4]) -> f32[16,4] {
+  %q = f32[64,4]{1,0} parameter(0)
+  ROOT %all-reduce.3 = f32[64,4]{1,0} all-reduce(%q), channel_id=9, replica_groups={{0,1,2,3}}, to_apply=%add
+}
+
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %while.1 = (s32[]{:T(128)}, f32[8,4]{1,0:T(8,128)}) while(%x), condition=%cond.1, body=%body.1
+  %ars = f32[16,4]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter
+  %again = f32[16,4]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter
+  %sum = f32[8,4]{1,0} all-reduce(%x), channel_id=11, replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %out = f32[8,4]{1,0} add(%x, %x), backend_config={"estimated_cycles":"100"}
+}
+"""
+
+
+def test_loops_count_as_often_as_they_run() -> None:
+    program = hlo.analyse(PROGRAM, {"jit(f)/layer_0/while": 3.0}.get)
+    assert program.cycles == 100 + 5 * 3 * 10
+    assert program.flops == 5 * 3 * (2 * 16 * 32 * 64)
+    assert program.by_place["mlp"] == 150
+    assert program.hbm_bytes == 15 * 2 * (16 * 32 + 16 * 64)  # the second operand is on the chip
+    assert not program.unknown
+    once = hlo.analyse(PROGRAM, lambda path: None)
+    assert once.cycles == 100 + 5 * 10 and once.unknown == {"jit(f)/layer_0/while"}
+
+
+def test_exchanges_count_once_each_by_what_arrives() -> None:
+    program = hlo.analyse(PROGRAM, lambda path: 1.0)
+    moved = program.collective_bytes()
+    assert moved["all-gather"] == 5 * (64 * 4 * 4) * 7 / 8  # in the loop; a channel seen again is the same exchange
+    assert moved["reduce-scatter"] == (64 * 4 * 4) * 3 / 4
+    assert moved["all-reduce"] == 2 * (8 * 4 * 4) * 3 / 4
+
+
+KERNEL = """\
+ENTRY %main (x: bf16[64,32], w: bf16[8,32,16]) -> bf16[64,16] {
+  %n = s32[1]{0:T(128)} parameter(0)
+  %x = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(1)
+  %w = bf16[8,32,16]{2,1,0:T(8,128)(2,1)} parameter(2)
+  ROOT %ragged-dot-none = bf16[64,16]{1,0} custom-call(%n, %x, %w), custom_call_target="tpu_custom_call", \
+metadata={op_name="jit(f)/layer_0/moe/ragged_dot_general/ragged-dot-none"}
+}
+"""
+
+
+def test_kernels_without_an_estimate_count_by_their_operations() -> None:
+    program = hlo.analyse(KERNEL, lambda path: None, kernel_share=0.25)
+    assert program.cycles == 0
+    assert program.flops == program.kernel_flops == 2 * 64 * 32 * 16 / 4
+
+
+@pytest.mark.parametrize(
+    ("left", "kernel", "out", "window", "pairs"),
+    [
+        (8, 8, 1, {"size": "8"}, 8),  # a contraction over 8
+        (1, 32, 32, {"size": "32", "pad": "31_31"}, 32),  # an outer product: every place meets one tap
+        (5, 3, 3, {"size": "3"}, 9),
+        (5, 3, 5, {"size": "3", "pad": "1_1"}, 13),
+        (4, 2, 2, {"size": "2", "stride": "2"}, 4),
+        (3, 2, 6, {"size": "2", "pad": "1_1", "lhs_dilate": "2"}, 6),
+    ],
+)
+def test_products_written_as_windows_count_what_meets(
+    left: int, kernel: int, out: int, window: dict[str, str], pairs: int
+) -> None:
+    assert hlo.valid_taps(left, kernel, out, window) == pairs
+
+
+def example(**more: object) -> programs.Compiled:
+    fields: dict[str, object] = dict.fromkeys(programs.Compiled._fields, 0.0)
+    fields |= {"collectives": {}, "places": {}, "unknown": (), "text": ""} | more
+    return programs.Compiled(**fields)  # type: ignore[arg-type]
+
+
+WORKLOAD = Workload(
+    ExperimentConfig(
+        policy=PolicyConfig(layers=2, dim=64, hidden=96, vocab_size=512),
+        engine=EngineConfig(slots=8, max_prompt_tokens=64, max_new_tokens=192, prefill_rows=4, decode_steps=8),
+        rollout=RolloutConfig(prompts=8, group_size=4),
+        update=UpdateConfig(row_tokens=512, micro_tokens=2048),
+    ),
+    shards=4,
+    experts_axis=1,
+)
+
+
+def test_a_step_is_its_programs_times_how_often_they_run() -> None:
+    w = WORKLOAD
+    assert (w.row, w.micro_rows, w.sequences, w.prefills) == (512, 4, 32, 2)
+    assert w.dispatches == 4 * 24  # four waves of eight slots, 24 dispatches of eight tokens
+    assert w.update_tokens == 8 * 2 * 64 + 32 * 192  # two completions share a prompt in a row of 512
+    assert w.micro_batches == 4  # 14 rows, four at a time
+    chip = chips.CHIPS["v5e"]
+    second = chip.clock
+    compiled = {
+        "prefill": example(cycles=second),
+        "decode": example(cycles=0.1 * second, collectives={"all-gather": 0.5 * chip.link_rate}),
+        "accumulate": example(kernel_flops=chip.flops, flops=chip.flops, cycles=second),
+        "apply": example(cycles=second, needed=1e9),
+    }
+    result = estimate.summarise(compiled, w, chip, 4, params=1e9, optimizer=2e9)
+    assert result["rollout_s"] == pytest.approx(2 * 1 + 96 * 0.5)  # decoding waits for its exchanges
+    assert result["update_s"] == pytest.approx(4 * 2 + 1)  # a kernel without an estimate runs at peak
+    assert result["update_mfu"] == pytest.approx(w.update_flops() / (4 * chip.flops * 9))
+
+
+def test_what_stays_in_memory_beside_a_program_counts() -> None:
+    chip, gigabyte = chips.CHIPS["v5e"], 1e9
+    compiled = {
+        name: example(needed=10 * gigabyte, cycles=1.0) for name in ("prefill", "decode", "accumulate", "apply")
+    }
+    result = estimate.summarise(compiled, WORKLOAD, chip, 4, params=3 * gigabyte, optimizer=4 * gigabyte)
+    peaks = {name: p["peak_gb"] for name, p in result["programs"].items()}
+    assert peaks == {"prefill": 17, "decode": 17, "accumulate": 14, "apply": 10}
+    assert not result["fits"] and result["peak_gb"] == 17
+    assert any("engine.slots" in line for line in estimate.advise(result, WORKLOAD))
+
+
+def test_depths_continue_a_line() -> None:
+    near, far = (example(needed=float(n), collectives={"all-gather": 10.0 * n}) for n in (3, 5))
+    whole = programs.extrapolate(near, far, (1, 2), 10)
+    assert whole.needed == 5 + 8 * 2 and whole.collectives == {"all-gather": 50 + 8 * 20}
+
+
+def test_by_hand_six_operations_a_parameter_and_token() -> None:
+    policy = PolicyConfig(layers=4, dim=512, hidden=2048, query_heads=8, kv_heads=8, head_size=64, vocab_size=1024)
+    config = dataclasses.replace(WORKLOAD.config, policy=policy)
+    workload = dataclasses.replace(WORKLOAD, config=config)
+    parameters = 4 * (4 * 512 * 512 + 3 * 512 * 2048)
+    completions = workload.sequences * workload.completion
+    attention = 3 * 4 * 4 * 512 * workload.sequences * 256 * 257 // 2
+    assert workload.update_flops() == pytest.approx(
+        6 * parameters * workload.update_tokens + 6 * 512 * 1024 * completions + attention
+    )
+
+
+def run_entry(*arguments: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    command = [sys.executable, "-m", "launch.compile", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
+
+
+def test_a_chip_that_is_not_known_is_refused() -> None:
+    done = run_entry("--config=configs/quickstart.py", "--topology=h100:8")
+    assert done.returncode == 1 and "'h100' is not known" in done.stderr and "Traceback" not in done.stderr
+
+
+VOCAB, DIM, ROW, EXPERTS, HIDDEN, CHUNK = 1536, 256, 512, 8, 384, 64
+
+
+@pytest.fixture(scope="module")
+def mixture() -> dict[str, programs.Compiled]:
+    """The update of a small mixture policy, compiled for four v5e chips: two ways of experts, two of parameters."""
+    pytest.importorskip("libtpu", reason="the extra `tpu` is not installed")
+    config = mixture_config()
+    return programs.compile_config(config, "v5e:2x2", ("accumulate",), lambda text: None)[0]
+
+
+def mixture_config() -> ExperimentConfig:
+    policy = PolicyConfig(
+        vocab_size=VOCAB, dim=DIM, layers=2, query_heads=4, kv_heads=2, head_size=64, moe_layers=(0, 1),
+        experts=EXPERTS, experts_per_token=2, expert_hidden=HIDDEN, tied_head=False, dtype="bfloat16", remat="block",
+    )  # fmt: skip
+    return ExperimentConfig(
+        policy=policy,
+        engine=EngineConfig(slots=16, max_prompt_tokens=128, max_new_tokens=384, prefill_rows=4, decode_steps=4),
+        rollout=RolloutConfig(prompts=4, group_size=4),
+        update=UpdateConfig(row_tokens=ROW, micro_tokens=4 * ROW, logprob_chunk=4 * CHUNK),
+        mesh=MeshConfig(fsdp=2, expert=2),
+    )
+
+
+def test_the_update_of_a_mixture_gathers_no_full_experts(mixture: dict[str, programs.Compiled]) -> None:
+    program = hlo.analyse(mixture["accumulate"].text, lambda path: 1.0)
+    gathered = [math.prod(shape[1]) for c in program.collectives if c.kind == "all-gather" for shape in c.shapes]
+    own = EXPERTS // 2 * DIM * HIDDEN
+    assert gathered and own in gathered  # its own experts, from the shards of the parameters
+    assert max(gathered) <= max(own, DIM * VOCAB)
+    assert EXPERTS * DIM * HIDDEN > max(own, DIM * VOCAB)
+    assert any(c.kind == "ragged-all-to-all" for c in program.collectives)
+
+
+def test_the_update_of_a_mixture_has_no_buffer_of_tokens_times_vocabulary(
+    mixture: dict[str, programs.Compiled],
+) -> None:
+    beside = {math.prod(s[1]) // VOCAB for s in hlo.iterate_shapes(mixture["accumulate"].text) if VOCAB in s[1]}
+    assert max(beside) == max(DIM, CHUNK) < ROW  # the head, and logits of a chunk
+
+
+def test_the_operations_that_are_compiled_are_those_by_hand(mixture: dict[str, programs.Compiled]) -> None:
+    program = mixture["accumulate"]
+    assert not program.unknown
+    layers, heads, kv_heads, head_size, k = 2, 4, 2, 64, 2
+    attention = DIM * head_size * 2 * (heads + kv_heads)
+    experts = 3 * DIM * HIDDEN * k
+    # Forward, again for the backward pass, and twice backward.
+    blocks = 2 * ROW * layers * (attention + DIM * EXPERTS + experts) * 4
+    # The gradient by an expert's matrices runs over blocks of 512 rows; an even share is 256, so half is padding.
+    padding = 2 * ROW * layers * experts
+    # Ten pairs of blocks of 128; two products forward, and again, and five backward.
+    scores = layers * 10 * (2 * 128 * 128 * head_size * heads) * 9
+    head = 2 * ROW * 384 / 512 * DIM * VOCAB * 3
+    assert program.flops == pytest.approx(blocks + padding + scores + head, rel=1e-3)
+
+
+def test_a_config_is_compiled_from_the_command_line(tmp_path: Path) -> None:
+    pytest.importorskip("libtpu", reason="the extra `tpu` is not installed")
+    done = run_entry(
+        "--config=configs/quickstart.py", "--topology=v5e:2x2", "--layers=1,2", "--programs=decode", f"--hlo={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["fits"] and result["chips"] == 4 and result["layers"] == [1, 2]
+    assert result["programs"]["decode"]["seconds"]["compiler"] > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["decode_1.hlo", "decode_2.hlo"]
+
+
+@pytest.mark.parametrize(("given", "said"), [(["2", "1"], "must rise, from 1 to 4"), (["1"], "two numbers")])
+def test_depths_that_cannot_be_are_refused(given: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        programs.read_depths(given, 4)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -45,20 +46,45 @@ def define_config() -> flags.FlagHolder:
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses flags; an unknown or mistyped field of the config is named, with the nearest valid one."""
     try:
-        rest = flags.FLAGS(list(argv))
-        if "config" in flags.FLAGS:
-            getattr(flags.FLAGS["config"].value, "name", None)  # a file that could not be loaded fails only here
-        return rest
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        message = _explain(argv, error)
+        with _explained(argv):
+            rest = flags.FLAGS(list(argv))
+            if "config" in flags.FLAGS:
+                getattr(flags.FLAGS["config"].value, "name", None)  # a file that could not be loaded fails only here
+            return rest
+    except errors.ConfigError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def parse_config(file: str, arguments: Sequence[str]) -> Any:
+    """Returns the config that --config=FILE and the given overrides (`--config.a.b=value`) stand for.
+
+    Raises:
+        ConfigError: the file cannot be loaded, or an override does not fit.
+    """
+    argv = ["", f"--config={file}", *arguments]
+    with _explained(argv):
+        values = flags.FlagValues()
+        flag = config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+        values(argv)
+        getattr(flag.value, "name", None)
+        return flag.value
+
+
+@contextlib.contextmanager
+def _explained(argv: Sequence[str]) -> Iterator[None]:
+    """Turns what the parsing of flags raises into a ConfigError that a user can act on."""
+    try:
+        yield
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise errors.ConfigError(_explain(argv, error)) from error
     except flags.Error as error:
         message = str(error)
         if "Traceback" in message:  # of get_config(), ending in "package.ErrorName: what is wrong"
             message = "--config: " + message.strip().splitlines()[-1].partition(": ")[2]
+        raise errors.ConfigError(message) from error
     except OSError as error:
-        message = f"--config: {str(error).splitlines()[-1].strip()}"
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(1)
+        raise errors.ConfigError(f"--config: {str(error).splitlines()[-1].strip()}") from error
 
 
 def _explain(argv: Sequence[str], error: Exception) -> str:

@@ -114,6 +114,23 @@ def draw_plots(rows: Rows, eval_counts: Mapping[str, int]) -> list[str]:
     return [figure for figure in figures if figure is not None]
 
 
+def draw_bands(title: str, ylabel: str, curves: Sequence[tuple[str, np.ndarray, Sequence[np.ndarray]]]) -> str:
+    """Draws curves with bands as one `<svg>`.
+
+    Args:
+        curves: (label, steps [n], (mean, low, high) each [n]); bounds that are NaN have no band.
+    """
+    dashes = ("-", "--", ":", "-.")
+
+    def draw(axes: Axes) -> None:
+        for index, (label, steps, (mean, low, high)) in enumerate(curves):
+            colour, line = _COLOURS[index % len(_COLOURS)], dashes[index // len(_COLOURS) % len(dashes)]
+            axes.plot(steps, mean, line, label=label, color=colour, **_style_line(steps.size))
+            axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+
+    return _render(title, ylabel, (), draw)
+
+
 def collect_series(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns steps [n] and values [n] of one metric; a value that was recorded as not finite is NaN."""
     found = [(row["step"], row[name]) for row in rows if name in row]

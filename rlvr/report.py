@@ -35,7 +35,7 @@ def write_report(workdir: Path) -> Path:
     result = _read_json(workdir / "result.json")
     rows = list(writers.read_rows(workdir / "metrics.jsonl"))
     page = (
-        _environment()
+        make_environment()
         .get_template("report.html.jinja")
         .render(
             name=workdir.resolve().name,
@@ -66,7 +66,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _environment() -> jinja2.Environment:
+def make_environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # completions are whatever a policy says: nothing of them may reach the page as HTML

@@ -1,13 +1,19 @@
-"""Intervals and estimators of an evaluation. Needs numpy only; everything here is deterministic."""
+"""Intervals and estimators of an evaluation and of several runs. Everything here is deterministic; no jax."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
+from scipy.stats import t as student
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # [..., n] -> [...]
 
 RESAMPLES = 2000  # bootstrap resamples: puts the Monte Carlo error of a bound well under the interval's width
+RUN_RESAMPLES = 50_000  # of a few runs, as rliable does: few scores, so the many resamples cost little
+_CHUNK = 2_000_000  # resampled scores held at a time
 
 
 def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -98,3 +104,91 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if n - c < k:
         return 1.0
     return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+
+
+def interquartile_mean(scores: np.ndarray) -> np.ndarray:
+    """Returns the mean of the middle half over the last axis (Agarwal et al., 2021, arXiv:2108.13264).
+
+    floor(n / 4) scores are left out at either end, as `scipy.stats.trim_mean` (which rliable calls) does: with fewer
+    than four scores it is the mean.
+    """
+    cut = scores.shape[-1] // 4
+    return np.sort(scores, axis=-1)[..., cut : scores.shape[-1] - cut].mean(axis=-1)
+
+
+def arithmetic_mean(scores: np.ndarray) -> np.ndarray:
+    """Returns the mean over the last axis."""
+    return scores.mean(axis=-1)
+
+
+def stratified_interval(scores: np.ndarray, statistic: Statistic, confidence: float = 0.95) -> tuple[float, float]:
+    """Returns the percentile interval of a statistic of runs by the stratified bootstrap (2108.13264, section 4.1).
+
+    In every resample each task draws its own runs, with replacement; the tasks stay. `RUN_RESAMPLES` resamples with a
+    fixed seed. Of very few runs the interval is too narrow: of two it is at most the range of the two.
+
+    Args:
+        scores: [runs, tasks] finite numbers, at least two runs.
+        statistic: sees the scores of all runs and tasks in one axis.
+
+    Raises:
+        ValueError: fewer than two runs, no tasks, or a score that is not finite.
+    """
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim != 2 or scores.shape[0] < 2 or scores.shape[1] < 1:
+        raise ValueError(f"scores of shape {scores.shape}: [runs, tasks] with at least two runs are needed")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {scores.size} scores are not finite")
+    runs, tasks = scores.shape
+    rng = np.random.default_rng(0)
+    values: list[np.ndarray] = []
+    for first in range(0, RUN_RESAMPLES, step := max(_CHUNK // scores.size, 1)):
+        count = min(step, RUN_RESAMPLES - first)
+        drawn = rng.integers(runs, size=(count, runs, tasks))
+        values.append(statistic(scores[drawn, np.arange(tasks)].reshape(count, -1)))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(values), (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def student_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Returns Student's interval of the mean of independent values: mean -+ t(n - 1) s / sqrt(n).
+
+    Args:
+        values: [n] finite numbers, n at least 2; of paired runs, their differences.
+
+    Raises:
+        ValueError: fewer than two values, or one that is not finite.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
+        raise ValueError(f"values={values}: at least two finite numbers are needed")
+    half = student.ppf((1 + confidence) / 2, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size)
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def mean_band(curves: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (mean, low, high), each [n], of several runs' curves by the bootstrap over runs.
+
+    Runs are drawn whole, `RESAMPLES` times with a fixed seed. A value that a run lacks (NaN) is left out of the means
+    at its place; where no run has one, and in the bounds where a single run has one, the result is NaN.
+
+    Args:
+        curves: [runs, n].
+    """
+    known = np.isfinite(curves)
+    filled = np.where(known, curves, 0.0)
+    drawn = np.random.default_rng(0).integers(len(curves), size=(RESAMPLES, len(curves)))
+    # How often each run was drawn, as a matrix: resampled sums are then products.
+    times = np.zeros((RESAMPLES, len(curves)))
+    np.add.at(times, (np.arange(RESAMPLES)[:, None], drawn), 1.0)
+    counts = times @ known
+    resampled = np.where(counts > 0, times @ filled / np.maximum(counts, 1), np.nan)
+    total = known.sum(axis=0)
+    mean = np.where(total > 0, filled.sum(axis=0) / np.maximum(total, 1), np.nan)
+    low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    enough = total > 1
+    if enough.any():
+        tail = (1 - confidence) / 2
+        low[enough], high[enough] = np.nanquantile(resampled[:, enough], (tail, 1 - tail), axis=0)
+    return mean, low, high

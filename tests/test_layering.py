@@ -19,7 +19,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("checkpoint", "evaluation"),
     ("config", "metrics"),
     ("parts", "credit", "workdir", "journal", "rollouts"),
-    ("trainer",),
+    ("trainer", "grid"),
     ("launch", "configs"),
 )
 RANK = {room: rank for rank, rooms in enumerate(LEVELS) for room in rooms}

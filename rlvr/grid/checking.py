@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,10 +33,13 @@ def resolve_runs(file: Path, base: str, runs: Sequence[Run], parse: Parser) -> d
     except errors.ConfigError as error:
         raise errors.ConfigError(f"{file}: base {base!r}: {error}") from error
     configs: dict[str, ExperimentConfig] = {}
+    points: dict[str, ExperimentConfig] = {}
     seen: dict[str, Run] = {}
     for run in runs:
         try:
-            config = resolve(parse(base, run.overrides()))
+            if run.point.id not in points:
+                points[run.point.id] = resolve(parse(base, run.overrides()))
+            config = dataclasses.replace(points[run.point.id], seed=run.seed)
         except errors.ConfigError as error:
             culprit = _find_culprit(base, run, parse)
             raise errors.ConfigError(f"{file}: point {run.point.label!r}{culprit}: {error}") from error

@@ -14,6 +14,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from rlvr import errors
+from rlvr.algo.objectives import ObjectiveConfig
+from rlvr.algo.presets import preset
 from rlvr.grid.measures import Measure
 
 DIRECTIONS = ("above", "below", "near")
@@ -138,6 +140,7 @@ class Grid:
         for seed in self.seeds:
             if not isinstance(seed, int) or isinstance(seed, bool):
                 raise errors.ConfigError(f"seeds: {seed!r} is not an integer")
+            errors.check_between("seeds", seed, 0, 2**32 - 1)
         errors.check_choice("baseline", self.baseline, labels)
         _check_unique("measures", list(self.measures), "content")
         for index, measure in enumerate(self.measures):
@@ -182,6 +185,28 @@ def cross(*lists: Sequence[Point]) -> list[Point]:
         labels = [point.label for point in chosen if point.overrides]
         combined.append(Point(overrides, ", ".join(labels)))
     return combined
+
+
+def preset_point(name: str, label: str = "", **changes: Any) -> Point:
+    """Returns the point of a published objective, for a base config whose `objective` is the default one.
+
+    Args:
+        name: key of `rlvr.algo.presets.PRESETS`; also the label if none is given.
+        changes: see `rlvr.algo.presets.preset`.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    own, default = (_flatten(config, "objective") for config in (preset(name, **changes), ObjectiveConfig()))
+    return Point({field: value for field, value in own.items() if value != default[field]}, label or name)
+
+
+def _flatten(config: Any, prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}.{field.name}"
+        flat |= _flatten(value, name) if dataclasses.is_dataclass(value) else {name: value}
+    return flat
 
 
 def load_grid(path: Path) -> tuple[Grid, str]:

@@ -7,7 +7,7 @@ import pytest
 
 from rlvr import errors
 from rlvr.grid.measures import Measure
-from rlvr.grid.spec import Grid, Hypothesis, Point, Run, cross, load_grid, product, zipped
+from rlvr.grid.spec import Grid, Hypothesis, Point, Run, cross, load_grid, preset_point, product, zipped
 
 LOW, HIGH, ADVANTAGE = "objective.clip_low", "objective.clip_high", "objective.advantage"
 
@@ -59,6 +59,18 @@ def test_an_id_depends_on_the_overrides_alone_and_never_changes():
     assert re.fullmatch(r"[A-Za-z0-9._=-]{1,69}", Point({"checkpoint": "/some where/" + "é" * 200}).id)
     assert Run(one, 3).name == "clip_high=0.3_clip_low=0.1-7acf819f/seed3"
     assert Run(one, 3).overrides() == {LOW: 0.1, HIGH: 0.3, "seed": 3}
+
+
+def test_presets_are_points():
+    assert preset_point("dr_grpo").overrides == {
+        "objective.advantage": "dr_grpo",
+        "objective.aggregation": "seq_sum_norm",
+    }
+    tis = preset_point("tis", "TIS", clip_high=0.2)
+    assert tis.label == "TIS" and tis.overrides["objective.correction.high"] == 2.0
+    assert "objective.clip_high" not in tis.overrides
+    with pytest.raises(errors.ConfigError, match="did you mean 'grpo'"):
+        preset_point("grop")
 
 
 def test_every_point_comes_with_the_first_seed_before_any_with_the_second():

@@ -31,6 +31,8 @@ class Outcome:
     Attributes:
         records: by run name.
         histories: of the runs that are done.
+        strangers: folders of runs that are not in the grid file.
+        reports: names of the runs that have a report of their own.
     """
 
     grid: Grid
@@ -40,6 +42,7 @@ class Outcome:
     tables: Sequence[tuple[Measure, Sequence[Line]]]
     verdicts: Sequence[Verdict]
     strangers: Sequence[str]
+    reports: frozenset[str]
 
     def counts(self) -> dict[str, int]:
         """Returns how many runs are in each state."""
@@ -66,6 +69,7 @@ def read_outcome(grid: Grid, base: str, folder: Path) -> Outcome:
         [(measure, compare(grid, measure, histories)) for measure in grid.measures],
         [judge(hypothesis, grid, histories) for hypothesis in grid.hypotheses],
         [name for name in found if name not in known],
+        frozenset(name for name in known if (folder / "runs" / name / "report.html").exists()),
     )
 
 
@@ -210,8 +214,10 @@ def _notices(outcome: Outcome) -> list[str]:
 
 
 def _point_runs(outcome: Outcome, point: Point) -> list[tuple[int, str, str]]:
+    """Returns (seed, link to its report or "", state) of each run."""
     runs = [Run(point, seed) for seed in outcome.grid.seeds]
-    return [(run.seed, f"runs/{run.name}/report.html", outcome.records[run.name].state) for run in runs]
+    links = [f"runs/{run.name}/report.html" if run.name in outcome.reports else "" for run in runs]
+    return [(run.seed, link, outcome.records[run.name].state) for run, link in zip(runs, links, strict=True)]
 
 
 def _draw_curves(outcome: Outcome) -> Iterable[str]:

@@ -43,6 +43,8 @@ def record(folder, run, state="done", rewards=(), reason=""):
         }
         for step, reward in enumerate(rewards)
     ]
+    if state == "done":
+        (workdir / "report.html").write_text("")
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -66,8 +66,8 @@ def test_presets_are_points():
         "objective.advantage": "dr_grpo",
         "objective.aggregation": "seq_sum_norm",
     }
-    tis = preset_point("tis", "TIS", clip_high=0.2)
-    assert tis.label == "TIS" and tis.overrides["objective.correction.high"] == 2.0
+    tis = preset_point("seq_tis", "TIS", clip_high=0.2)
+    assert tis.label == "TIS" and tis.overrides["objective.correction.high"] == 5.0
     assert "objective.clip_high" not in tis.overrides
     with pytest.raises(errors.ConfigError, match="did you mean 'grpo'"):
         preset_point("grop")

@@ -49,7 +49,7 @@ def get_config(objective: str = "dapo") -> ExperimentConfig:
         rollout=RolloutConfig(prompts=64, group_size=8),
         objective=preset(objective),
         optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=5, decay="linear"),
-        update=UpdateConfig(row_tokens=64, micro_tokens=4096, logprob_chunk=4096),
+        update=UpdateConfig(row_tokens=64, micro_tokens=512, logprob_chunk=512),
         warm_start=WarmStartConfig(
             steps=400,
             rows=256,

@@ -1,5 +1,6 @@
 """Whole runs of the tiny experiment: what they leave, that they learn, repeat, and train on what they sampled."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -7,7 +8,10 @@ import math
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from rlvr import report
+from rlvr import report, trainer
+from rlvr.algo.lengths import LengthConfig
+from rlvr.algo.presets import preset
+from rlvr.algo.selection import EntropyBonus, SelectionConfig, adapt_entropy_bonus
 from rlvr.config import config_hash
 from rlvr.data.config import DataConfig, TaskSetConfig
 from rlvr.learner.optimizer import OptimizerConfig
@@ -133,6 +137,42 @@ def test_it_learns_from_scratch(tmp_path):
     assert sum(rewards[:3]) / 3 < 0.1
     assert sum(rewards[-3:]) / 3 > 0.6
     assert result["eval"]["sums"]["accuracy"] > 0.9
+
+
+def test_an_objective_of_many_parts_is_logged_and_resumes_exactly(tmp_path, monkeypatch):
+    """Decoupled PPO with weights, a KL to go, chosen tokens, length rewards, and an entropy bonus that has a state."""
+    config = dataclasses.replace(tiny.make_config(moe=False), steps=4)
+    config.warm_start.steps = 0
+    config.update.minibatches, config.evaluation.interval = 2, 4
+    config.reward.length = LengthConfig(overlong_buffer=2, drop_truncated=True)
+    config.objective = preset(
+        "tis",
+        advantage="reward",
+        whiten="tokens",
+        kl="k1_to_go",
+        kl_coef=0.05,
+        entropy_target=4.5,
+        selection=SelectionConfig(top_entropy=0.5),
+    )
+    result = train(config, tmp_path / "whole")
+    rows = tiny.read_metrics(tmp_path / "whole")
+    bonus = EntropyBonus(0.0, True)
+    for row in rows:
+        assert row["optimizer/entropy_coef"] == pytest.approx(bonus.coef * bonus.active, abs=1e-7)
+        assert 0.99 < row["correction/weight"] < 1.01  # the policy that sampled, with the same numerics
+        bonus = adapt_entropy_bonus(bonus, row["rollout/entropy"], config.objective)
+    assert max(row["optimizer/entropy_coef"] for row in rows) > 0
+
+    @contextlib.contextmanager
+    def stop_after_two_lines():
+        yield lambda: tiny.lines(tmp_path / "parts") >= 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "stop_signal", stop_after_two_lines)
+        assert train(config, tmp_path / "parts") is None
+    resumed = train(config, tmp_path / "parts")
+    assert resumed["params_sha256"] == result["params_sha256"]
+    assert tiny.timeless(tiny.read_metrics(tmp_path / "parts")) == tiny.timeless(rows)
 
 
 def test_verifiers_that_fail_do_not_end_the_run(tmp_path):

@@ -13,7 +13,9 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from rlvr import errors, partition
+from rlvr.algo.correction import CorrectionConfig
 from rlvr.algo.objectives import ObjectiveConfig
+from rlvr.algo.selection import SelectionConfig
 from rlvr.learner.batch import Row
 from rlvr.learner.learner import Learner
 from rlvr.learner.optimizer import OptimizerConfig
@@ -60,8 +62,19 @@ MESHES = {
     "fsdp_expert_tensor": MeshConfig(data=1, fsdp=2, expert=2, tensor=2),
     "expert_tensor": MeshConfig(data=1, expert=4, tensor=2),
 }
+# With sums over sequences and over all tokens, which stand on other shards.
 OBJECTIVE = ObjectiveConfig(
-    kl="k2", kl_coef=0.05, entropy_coef=0.02, balance_coef=0.1, z_coef=0.01, routing="rollout", bias_rate=0.01
+    ratio="seq_geo",
+    old="recomputed",
+    correction=CorrectionConfig("tis", level="seq_prod", high=2.0, opsm=0.1),
+    selection=SelectionConfig(top_entropy=0.5),
+    kl="k2",
+    kl_coef=0.05,
+    entropy_coef=0.02,
+    balance_coef=0.1,
+    z_coef=0.01,
+    routing="rollout",
+    bias_rate=0.01,
 )
 
 

@@ -144,14 +144,14 @@ def test_an_objective_of_many_parts_is_logged_and_resumes_exactly(tmp_path, monk
     config = dataclasses.replace(tiny.make_config(moe=False), steps=4)
     config.warm_start.steps = 0
     config.update.minibatches, config.evaluation.interval = 2, 4
-    config.reward.length = LengthConfig(overlong_buffer=2, drop_truncated=True)
+    config.reward.length = LengthConfig(overlong_buffer=2)
     config.objective = preset(
         "tis",
         advantage="reward",
         whiten="tokens",
         kl="k1_to_go",
         kl_coef=0.05,
-        entropy_target=4.5,
+        entropy_target=6.0,
         selection=SelectionConfig(top_entropy=0.5),
     )
     result = train(config, tmp_path / "whole")

@@ -213,7 +213,7 @@ class Learner:
         placed = (self._layout.put(batch) for batch in batches)
         state, metrics = self._update(state, placed, totals, self._trainable.frozen)
         if self._objective.entropy_target:
-            metrics["optimizer/entropy_coef"] = totals.entropy_coef
+            metrics["optimizer/entropy_coef"] = jnp.asarray(totals.entropy_coef)
         return state, metrics
 
     def _checked(self, rows: Sequence[Row]) -> Sequence[Row]:

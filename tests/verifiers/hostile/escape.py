@@ -143,7 +143,11 @@ import ctypes
 c = ctypes.CDLL(None)
 for n in range(428, 434): c.syscall(n, 0, 0, 0, 0, 0)
 """,
-    "umount": "import ctypes; ctypes.CDLL(None).umount2(b'/work/files', 2)",
+    "umount": r"""
+import ctypes, os
+own = os.getcwd()
+for folder in (own, os.path.dirname(own)): ctypes.CDLL(None).umount2(folder.encode(), 2)
+""",
     "chroot": "import os; os.chroot('.')",
     "pivot": "import ctypes; ctypes.CDLL(None).syscall(155, b'.', b'.')",
     "keyctl": r"""

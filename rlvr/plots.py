@@ -74,7 +74,16 @@ def draw_plots(rows: Rows, eval_counts: Mapping[str, int]) -> list[str]:
         _plot_accuracy(rows, eval_counts),
         _plot("Completion length", "tokens", rows, _length_series(rows)),
         _plot("Truncated completions", "fraction of samples", rows, [("rollout/truncated", "truncated")]),
-        _plot("Entropy of the policy", "nats per token", rows, [("rollout/entropy", "entropy")]),
+        _plot(
+            "Entropy of the policy",
+            "nats per token",
+            rows,
+            [
+                ("rollout/entropy", "all tokens"),
+                ("rollout/entropy_positive", "advantage above 0"),
+                ("rollout/entropy_negative", "advantage below 0"),
+            ],
+        ),
         _plot("KL to the start policy (k3)", "nats per token", rows, [("kl/start", "KL")]),
         _plot(
             "Clipped tokens",
@@ -87,6 +96,18 @@ def draw_plots(rows: Rows, eval_counts: Mapping[str, int]) -> list[str]:
             "|difference|, nats",
             rows,
             [("gap/mean", "mean"), ("gap/max", "max")],
+            log=True,
+        ),
+        _plot(
+            "Weights of the sampled tokens",
+            "policy / rollout",
+            rows,
+            [
+                ("gap/weight_max", "largest"),
+                ("gap/weight_mean", "mean"),
+                ("gap/ess", "effective share"),
+                ("gap/weight_min", "smallest"),
+            ],
             log=True,
         ),
         _plot_stack("Verdicts", "samples", rows, "verdict/", _STATUS_COLOURS),

@@ -18,6 +18,7 @@ _TOKEN_ONLY = {
     "aspo": "it inverts the ratios of single tokens",
     "dppo_tv": "its bound is one on the probability of a token",
     "dppo_kl": "its bound is one on the probability of a token",
+    "dro": "its quadratic term is one of tokens",
 }
 # Largest clip that can act on the geometric mean of a sequence's ratios; GSPO's own is 0.0004.
 _LARGEST_SEQUENCE_CLIP = 0.05
@@ -30,6 +31,11 @@ def refuse(config: ObjectiveConfig) -> None:
         raise ConfigError(
             f"objective.ratio={config.ratio!r} with objective.surrogate={surrogate!r}: {_TOKEN_ONLY[surrogate]} "
             "(accepted: token)"
+        )
+    if config.ratio != "seq_prod" and surrogate == "vespo":
+        raise ConfigError(
+            f"objective.ratio={config.ratio!r} with objective.surrogate='vespo', whose weight is a function of the "
+            "product of a sequence's ratios (accepted: seq_prod)"
         )
     _refuse_anchors(config)
     for name in ("dual_clip", "ratio_cap"):
@@ -112,7 +118,8 @@ def warn(config: ObjectiveConfig, minibatches: int) -> Iterator[str]:
             f"objective.aggregation={config.aggregation!r} with objective.ratio='seq_geo' is not GSPO "
             "(seq_mean_token_mean) nor LUSPO (seq_mean_token_sum)"
         )
-    if config.ratio == "seq_prod" and sequences and config.aggregation != "seq_mean_token_sum":
+    whole = sequences and config.surrogate != "vespo"  # whose weight has no gradient
+    if config.ratio == "seq_prod" and whole and config.aggregation != "seq_mean_token_sum":
         yield (
             f"objective.aggregation={config.aggregation!r} with objective.ratio='seq_prod': the gradient of a "
             "sequence's product is that of seq_mean_token_sum"

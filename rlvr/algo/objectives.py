@@ -47,6 +47,8 @@ class ObjectiveConfig:
         ratio_cap: two-sided clip, d > 1 + clip_high: the free branch of "clip" takes min(r, d); 0 is off.
         max_weight: largest weight of a token, an absolute one: "cispo" (5), "aspo" (3), "dppo_tv" and "dppo_kl" (20).
         sapo_positive, sapo_negative: temperatures of "sapo".
+        vespo_positive, vespo_negative: (k, l) of "vespo" where A >= 0, and where A < 0.
+        dro_beta: of "dro".
         divergence: bound of "dppo_tv" (0.15), a difference of probabilities, and "dppo_kl" (0.05), nats.
         kl: in the loss, with the same aggregation as the policy term, "k2", "k3", "k3+" or "k3_is"
             (`LOSS_ESTIMATORS`); "k1_in_reward", taken off a sample's reward; "k1_to_go", taken off each token's
@@ -85,6 +87,9 @@ class ObjectiveConfig:
     max_weight: float = 5.0
     sapo_positive: float = 1.0
     sapo_negative: float = 1.05
+    vespo_positive: tuple[float, float] = (2.0, 3.0)
+    vespo_negative: tuple[float, float] = (3.0, 2.0)
+    dro_beta: float = 1.0
     divergence: float = 0.15
     kl: str = "none"
     kl_coef: float = 0.0
@@ -122,12 +127,16 @@ class ObjectiveConfig:
             errors.check_between("objective.clip_low", self.clip_low, 0.0, 1.0)
         for name in (
             "epsilon clip_low clip_high dual_clip ratio_cap divergence kl_coef entropy_coef entropy_target "
-            "entropy_step entropy_max balance_coef z_coef bias_rate"
+            "entropy_step entropy_max balance_coef z_coef bias_rate dro_beta"
         ).split():
             errors.check_at_least(f"objective.{name}", getattr(self, name), 0.0)
         errors.check_at_least("objective.max_weight", self.max_weight, 1.0)
         for name in ("sapo_positive", "sapo_negative"):
             errors.check_at_least(f"objective.{name}", getattr(self, name), 1e-3)
+        for name in ("vespo_positive", "vespo_negative"):
+            pair = getattr(self, name)
+            if len(pair) != 2 or not all(x > 0 for x in pair):
+                raise errors.ConfigError(f"objective.{name}={pair} must be two positive numbers, (k, l)")
         if (self.kl == "none") != (self.kl_coef == 0.0):
             raise errors.ConfigError(
                 f"objective.kl={self.kl!r} with objective.kl_coef={self.kl_coef}: set both, or neither"
@@ -142,7 +151,7 @@ class ObjectiveConfig:
 
     def needs_all_rows(self) -> bool:
         """Whether a row with advantage zero still has a gradient, or is part of a statistic."""
-        in_loss = self.kl in LOSS_ESTIMATORS or self.selection.covariance == "kl_cov"
+        in_loss = self.kl in LOSS_ESTIMATORS or self.selection.covariance == "kl_cov" or self.surrogate == "dro"
         entropy = max(self.entropy_coef, self.entropy_target)
         return in_loss or max(entropy, self.balance_coef, self.z_coef, self.bias_rate) > 0
 
@@ -157,4 +166,4 @@ class ObjectiveConfig:
 
     def needs_measurement(self) -> bool:
         """Whether tokens are chosen over the whole minibatch (one more forward pass for each)."""
-        return self.surrogate == "aspo" or self.selection.top_entropy < 1 or self.selection.covariance != "none"
+        return self.surrogate == "aspo" or self.selection.chooses()

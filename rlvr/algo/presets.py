@@ -76,6 +76,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "top_entropy": {**_TOKEN_MEAN, "clip_high": 0.28, "selection": SelectionConfig(top_entropy=0.2)},
     # Skywork-OR1, 2505.22312.
     "adaptive_entropy": {**_TOKEN_MEAN, "entropy_target": 0.2},
+    # For samples of a policy many updates older: 2510.01161, 2602.10693 and 2405.19107.
+    "m2po": {**_TOKEN_MEAN, "surrogate": "plain", "selection": SelectionConfig(second_moment=0.04)},
+    "vespo": {**_TOKEN_MEAN, "surrogate": "vespo", "ratio": "seq_prod"},
+    "dro": {**_TOKEN_MEAN, "surrogate": "dro"},
     # Corrections of the gap between sampling and training, and of staleness; the first is decoupled PPO (2505.24298).
     "decoupled": {**_RECOMPUTED, "correction": CorrectionConfig("untruncated")},
     "tis": {**_RECOMPUTED, "correction": CorrectionConfig("tis", high=2.0)},

@@ -1,4 +1,5 @@
-"""Tokens chosen by a quantity of the whole minibatch: the most uncertain ones, and those that drive entropy down.
+"""Tokens chosen by a quantity of the whole minibatch: the most uncertain ones, those that drive entropy down, and those
+that the policy has moved least on.
 
 Host functions over the tokens of all sequences of an optimizer step, from log-probs and entropies measured before it,
 so that what is chosen does not depend on how the step is split.
@@ -35,6 +36,8 @@ class SelectionConfig:
             "kl_cov" adds coef * |log policy / old policy| to the loss of the `share` of highest covariance
             (2505.22617). At least one token.
         share, low, high, coef: see `covariance`.
+        second_moment: > 0 takes the policy gradient from the tokens of largest m = (log policy - log rollout)^2, so
+            that the mean of m over those that are left is below it (M2PO, 2510.01161: 0.04); 0 is off.
     """
 
     top_entropy: float = 1.0
@@ -45,6 +48,7 @@ class SelectionConfig:
     low: float = 1.0
     high: float = 5.0
     coef: float = 1.0
+    second_moment: float = 0.0
 
     def validate(self, field: str) -> None:
         """Raises ConfigError naming the field that cannot work."""
@@ -54,6 +58,11 @@ class SelectionConfig:
         errors.check_at_least(f"{field}.high_entropy_clip", self.high_entropy_clip, 0.0)
         errors.check_at_least(f"{field}.coef", self.coef, 0.0)
         errors.check_at_least(f"{field}.high", self.high, self.low)
+        errors.check_at_least(f"{field}.second_moment", self.second_moment, 0.0)
+
+    def chooses(self) -> bool:
+        """Whether any tokens are treated apart, whatever the surrogate."""
+        return self.top_entropy < 1 or self.covariance != "none" or self.second_moment > 0
 
 
 def select_high_entropy(entropies: Sequence[np.ndarray], config: ObjectiveConfig) -> list[np.ndarray]:
@@ -99,6 +108,26 @@ def select_high_covariance(
     chosen = np.zeros(len(now), bool)
     chosen[order[:count]] = True
     return np.split(chosen, np.cumsum([len(x) for x in logprobs])[:-1])
+
+
+def select_small_moment(
+    logprobs: Sequence[np.ndarray], rollout: Sequence[np.ndarray], config: ObjectiveConfig
+) -> list[np.ndarray]:
+    """Returns which tokens of each sequence `second_moment` keeps: [C] bool each.
+
+    The smallest m are kept, as many as have a mean below it, and at least the smallest. Equal ones share their fate.
+
+    Args:
+        logprobs: [C] under the policy before the step, of every sequence of the minibatch.
+        rollout: [C] at sampling.
+    """
+    moments = np.square(np.concatenate(logprobs).astype(np.float64) - np.concatenate(rollout))
+    ordered = np.sort(moments)
+    means = np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
+    count = int(np.searchsorted(means, config.selection.second_moment))  # means never fall
+    kept = moments < ordered[count] if count < len(ordered) else np.ones(len(ordered), bool)
+    kept |= moments == ordered[0]
+    return np.split(kept, np.cumsum([len(x) for x in logprobs])[:-1])
 
 
 def draw(*parts: np.ndarray, count: int) -> np.ndarray:

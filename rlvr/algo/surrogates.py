@@ -16,6 +16,7 @@ the gradient of a token s grad log policy, so that the exact gradient of a seque
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ Surrogate = Callable[[jax.Array, Fields, "ObjectiveConfig"], Losses]
 
 # Of a sequence's log-ratio, from above: as verl and tunix have it.
 SEQUENCE_LIMIT = 10.0
+VESPO_LIMITS = (math.log(1e-8), 20.0)
 _sg = jax.lax.stop_gradient
 
 
@@ -146,6 +148,26 @@ def dppo_kl(logprobs: jax.Array, fields: Fields, config: ObjectiveConfig) -> Los
     return _within(logprobs, fields, config, kl > config.divergence, now - then)
 
 
+def vespo(logprobs: jax.Array, fields: Fields, config: ObjectiveConfig) -> Losses:
+    """-sg[phi(W)] A log policy with phi(W) = W^k exp(l (1 - W)), W the product of a sequence's ratios (2602.10693).
+
+    phi(1) = 1. (k, l) is `vespo_positive` where A >= 0, else `vespo_negative`; log W is bounded to [log 1e-8, 20].
+    """
+    advantages = fields["advantages"]
+    log_w = jnp.clip(_sg(fields["sequence"]), *VESPO_LIMITS)
+    k, rate = (
+        jnp.where(advantages >= 0, *pair).astype(logprobs.dtype)
+        for pair in zip(config.vespo_positive, config.vespo_negative, strict=True)
+    )
+    return -jnp.exp(k * log_w - rate * jnp.expm1(log_w)) * advantages * logprobs, {}
+
+
+def dro(logprobs: jax.Array, fields: Fields, config: ObjectiveConfig) -> Losses:
+    """-A log policy + (dro_beta / 2) (log r)^2 (DRO, 2405.19107)."""
+    log_r = log_ratio(logprobs, fields, config)
+    return 0.5 * config.dro_beta * log_r**2 - fields["advantages"] * logprobs, {}
+
+
 def _within(logprobs: jax.Array, fields: Fields, config: ObjectiveConfig, far: jax.Array, moved: jax.Array) -> Losses:
     advantages = fields["advantages"]
     dropped = far & (((advantages > 0) & (moved > 0)) | ((advantages <= 0) & (moved < 0)))
@@ -168,6 +190,8 @@ SURROGATES: dict[str, Surrogate] = {
     "aspo": aspo,
     "dppo_tv": dppo_tv,
     "dppo_kl": dppo_kl,
+    "vespo": vespo,
+    "dro": dro,
 }
 
 RATIOS = ("token", "seq_geo", "seq_prod")

@@ -24,7 +24,7 @@ class Row(NamedTuple):
         support: [C, V / 8] which tokens could have been sampled (`rlvr.types.Completion`), or None if all could; all
             rows of a batch have them, or none.
         proximal_logprobs: [C] before the step's first update, or None.
-        high_entropy, high_covariance: [C] bool which tokens were chosen (`rlvr.algo.selection`), or None.
+        high_entropy, high_covariance, small_moment: [C] bool which tokens were chosen (`rlvr.algo.selection`), or None.
     """
 
     prompt: Sequence[int]
@@ -38,6 +38,7 @@ class Row(NamedTuple):
     proximal_logprobs: np.ndarray | None = None
     high_entropy: np.ndarray | None = None
     high_covariance: np.ndarray | None = None
+    small_moment: np.ndarray | None = None
 
     @property
     def run_tokens(self) -> int:
@@ -68,7 +69,7 @@ class TrainBatch(NamedTuple):
         old_choices: the same as the policy would choose before the first of the step's updates, or None.
         support: [R, S, V / 8] uint8 which tokens could have been sampled, a bit each; or None if all could.
         proximal_logprobs: [R, S] float32 before the first of the step's updates, or None.
-        high_entropy, high_covariance: [R, S] bool, see `Row`.
+        high_entropy, high_covariance, small_moment: [R, S] bool, see `Row`.
     """
 
     tokens: Any
@@ -90,6 +91,7 @@ class TrainBatch(NamedTuple):
     proximal_logprobs: Any = None
     high_entropy: Any = None
     high_covariance: Any = None
+    small_moment: Any = None
 
     def columns(self) -> Any:
         """Returns how many columns of S hold all the sampled tokens: scalar int32, of arrays on a device."""
@@ -101,7 +103,7 @@ class TrainBatch(NamedTuple):
 
 
 # What rows may have of their sampled tokens besides, and how it is laid out.
-_OPTIONAL = {"proximal_logprobs": np.float32, "high_entropy": bool, "high_covariance": bool}
+_OPTIONAL = {"proximal_logprobs": np.float32, "high_entropy": bool, "high_covariance": bool, "small_moment": bool}
 
 
 class Place(NamedTuple):

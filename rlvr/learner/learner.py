@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -147,8 +148,8 @@ class Learner:
 
         Returns:
             (the new state, a function that waits for the device and returns the metrics: means over the minibatches,
-            but maxima for names ending in "max" and the sum of the skipped updates. It raises FloatingPointError if
-            too many updates in a row were skipped for non-finite gradients).
+            but extremes for names ending in "max" and "min" and the sum of the skipped updates. It raises
+            FloatingPointError if too many updates in a row were skipped for non-finite gradients).
         """
         if self._objective.routing == "old":
             rows = self._record_choices(state.params, rows)
@@ -172,11 +173,15 @@ class Learner:
                 f"{self._max_skips} updates in a row had non-finite gradients and were skipped; the last good "
                 "checkpoint is untouched. Lower optimizer.learning_rate, or look at the last samples"
             )
-        reduce: dict[str, Callable[..., Any]] = {"max": np.max, "skipped": np.sum}
-        return {
-            name: float(next((f for end, f in reduce.items() if name.endswith(end)), np.mean)([m[name] for m in read]))
-            for name in read[0]
-        }
+        reduce: dict[str, Callable[..., Any]] = {"max": np.max, "min": np.min, "skipped": np.sum}
+        out = {}
+        for name in read[0]:
+            values = [metrics[name] for metrics in read]
+            if name.startswith("rollout/entropy_"):  # there may be no token of that sign
+                values = [value for value in values if not math.isnan(value)]
+            if values:
+                out[name] = float(next((f for end, f in reduce.items() if name.endswith(end)), np.mean)(values))
+        return out
 
     def _record_choices(self, params: Params, rows: Sequence[Row]) -> list[Row]:
         """Returns the rows with the experts that `params` choose now; -1 for a last token, which is not run."""

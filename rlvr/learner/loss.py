@@ -15,6 +15,9 @@ from rlvr.learner.batch import TrainBatch
 from rlvr.learner.logprobs import Metrics
 from rlvr.masked import masked, masked_max, masked_sum, segment_mean, segment_sum
 
+# What is summed for the denominators of others, or for the router's biases.
+_COUNTS = ("tokens", "tokens/positive", "tokens/negative", "sequences", "router/share", "router/load")
+
 
 class Totals(NamedTuple):
     """Scalars float32 of a step: the denominators of its means, over all its sequences, also those left out of the
@@ -47,10 +50,11 @@ def make_fields(objective: ObjectiveConfig, micro: TrainBatch, totals: Totals, s
         "reference": micro.reference_logprobs,
         "advantages": advantages,
         "weights": micro.weights,
+        "shares": masked(1.0 / jnp.maximum(segment_sum(jnp.ones_like(rollout), mask, sequences), 1.0), mask),
         "sampled": jnp.broadcast_to(totals.sampled, mask.shape),
         "entropy_coef": jnp.broadcast_to(totals.entropy_coef, mask.shape),
     }
-    for name in ("high_entropy", "high_covariance"):
+    for name in ("high_entropy", "high_covariance", "small_moment"):
         if (given := getattr(micro, name)) is not None:
             fields[name] = given
     now = None if scores is None else masked(scores, mask)
@@ -72,7 +76,7 @@ def chunk_loss(
     objective: ObjectiveConfig, logprobs: jax.Array, entropies: jax.Array, fields: Fields
 ) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
     """The policy's loss over some tokens [R, n], and what the metrics are made of; see `token_loss`."""
-    mask, rollout, weights = fields["mask"], fields["rollout"], fields["weights"]
+    mask, weights = fields["mask"], fields["weights"]
     logprobs = masked(logprobs, mask)
     fields = {"old": jax.lax.stop_gradient(logprobs), **fields}
     losses, indicators = SURROGATES[objective.surrogate](logprobs, fields, objective)
@@ -85,16 +89,71 @@ def chunk_loss(
         loss += objective.kl_coef * masked_sum(penalty * weights, mask)
     if objective.entropy_coef or objective.entropy_target:
         loss -= masked_sum(fields["entropy_coef"] * entropies / fields["sampled"], mask)
-    gap = jnp.abs(logprobs - rollout)
+    gaps, maxima = measure_gap(logprobs, fields)
     sums = {
         "loss/policy": policy_loss,
         "tokens": jnp.sum(mask, dtype=jnp.float32),
         "rollout/entropy": masked_sum(entropies, mask),
-        "gap/mean": masked_sum(gap, mask),
-        "kl/update": masked_sum(k3(logprobs - rollout), mask),
+        **gaps,
         **{name: masked_sum(x.astype(jnp.float32), mask) for name, x in (indicators | more).items()},
     }
-    return loss, (sums, {"gap/max": masked_max(gap, mask)})
+    for name, side in (("positive", fields["advantages"] > 0), ("negative", fields["advantages"] < 0)):
+        sums[f"tokens/{name}"] = jnp.sum(mask & side, dtype=jnp.float32)
+        sums[f"rollout/entropy_{name}"] = masked_sum(entropies, mask & side)
+    return loss, (sums, maxima)
+
+
+def measure_gap(logprobs: jax.Array, fields: Fields) -> tuple[Metrics, Metrics]:
+    """Returns (sums, maxima) over some tokens [R, n] of how far the policy is from what was sampled with.
+
+    w = policy / rollout. What `finish_metrics` makes of them: the means of |log w| (gap/mean), -log w (gap/kl) and
+    w - 1 - log w (gap/k3), which estimate KL(rollout || policy); the mean of w^2 - 1 (gap/chi2); the effective sample
+    size as a share, (mean w)^2 / mean w^2 (gap/ess); w's mean and extremes; and the mean over sequences of the log of
+    policy perplexity / rollout perplexity (gap/log_perplexity). kl/update is k3 the other way round.
+    """
+    mask = fields["mask"]
+    log_w = masked(logprobs - fields["rollout"], mask)
+    bounded = jnp.clip(log_w, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    excess = jnp.expm1(bounded)
+    sums = {
+        "gap/mean": jnp.abs(log_w),
+        "gap/kl": -log_w,
+        "gap/k3": excess - log_w,
+        "gap/chi2": jnp.expm1(2.0 * bounded),
+        "gap/weight_mean": excess,
+        "gap/log_perplexity": -log_w * fields["shares"],
+        "sequences": fields["shares"],
+        "kl/update": k3(log_w),
+    }
+    maxima = {"gap/max": jnp.abs(log_w), "gap/weight_max": jnp.exp(bounded), "gap/weight_min": jnp.exp(-bounded)}
+    return (
+        {name: masked_sum(x, mask) for name, x in sums.items()},
+        {name: masked_max(x, mask) for name, x in maxima.items()},
+    )
+
+
+def finish_metrics(sums: Metrics, maxima: Metrics) -> Metrics:
+    """Turns sums over the processed micro-batches into means; the policy loss is a sum already.
+
+    A mean over tokens or groups of them that there are none of is NaN.
+    """
+    tokens = jnp.maximum(sums["tokens"], 1.0)
+    share = sums.get("router/share", jnp.float32(1.0))
+    denominators = {
+        "loss/policy": jnp.float32(1.0),
+        "gap/log_perplexity": sums["sequences"],
+        **{f"rollout/entropy_{side}": sums[f"tokens/{side}"] for side in ("positive", "negative")},
+    }
+    out = dict(maxima)
+    for name, value in sums.items():
+        if name.startswith("moe/"):
+            out[name] = value / share
+        elif name not in _COUNTS:
+            out[name] = value / denominators.get(name, tokens)
+    out["gap/weight_mean"] += 1.0  # it was summed as w - 1, which float32 holds better
+    out["gap/ess"] = out["gap/weight_mean"] ** 2 / (1.0 + out["gap/chi2"])
+    out["gap/weight_min"] = 1.0 / out["gap/weight_min"]  # the largest 1 / w
+    return out
 
 
 def _choose(
@@ -114,9 +173,13 @@ def _choose(
             log_r = jnp.clip(logprobs - fields["old"], -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
             moved = log_r * jnp.sign(log_r)  # not abs, whose derivative at 0 is 1 in jax: on policy there is none
             losses += jnp.where(chosen, selection.coef * moved, 0.0)
+    if selection.second_moment:
+        losses = jnp.where(fields["small_moment"], losses, 0.0)
+        indicators["selection/moment"] = ~fields["small_moment"]
     if "correction" in fields:
         losses *= fields["correction"]
         indicators |= {"correction/weight": fields["correction"], "correction/changed": fields["corrected"]}
+        indicators["correction/masked"] = fields["correction"] == 0
     if "kept" in fields:
         losses = jnp.where(fields["kept"], losses, 0.0)
         indicators["correction/opsm"] = ~fields["kept"]

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from rlvr import partition
 from rlvr.algo.objectives import ObjectiveConfig
-from rlvr.algo.selection import draw, select_high_covariance, select_high_entropy
+from rlvr.algo.selection import draw, select_high_covariance, select_high_entropy, select_small_moment
 from rlvr.learner.batch import Place, Row, TrainBatch, empty_batch, make_batches
 from rlvr.learner.logprobs import run_rows, token_logprobs, token_statistics
 from rlvr.learner.packing import row_length
@@ -154,6 +154,9 @@ def choose_tokens(objective: ObjectiveConfig, rows: Sequence[Row], measured: Seq
         draws = [draw(np.asarray(r.prompt), r.completion, r.old_logprobs, count=len(r.completion)) for r in rows]
         driving = select_high_covariance(now, old, advantages, draws, objective)
         out = [row._replace(high_covariance=own) for row, own in zip(out, driving, strict=True)]
+    if objective.selection.second_moment:
+        near = select_small_moment([m.logprobs for m in measured], [row.old_logprobs for row in rows], objective)
+        out = [row._replace(small_moment=own) for row, own in zip(out, near, strict=True)]
     return out
 
 

@@ -15,7 +15,7 @@ from rlvr import errors
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.learner.batch import TrainBatch
 from rlvr.learner.logprobs import Metrics, run_rows, token_logprobs, token_loss
-from rlvr.learner.loss import Totals, chunk_loss, make_fields
+from rlvr.learner.loss import Totals, chunk_loss, finish_metrics, make_fields
 from rlvr.learner.state import TrainState
 from rlvr.policy.router import BALANCE_LOSSES, RouterStats, balance_step, count_changed, z_loss
 from rlvr.policy.transformer import Params, Policy
@@ -119,7 +119,7 @@ def make_update_step(
         if objective.bias_rate:
             rate = objective.bias_rate * opt_state.last_finite
             params = balance_step(params, policy.config, metrics[0]["router/load"], rate)
-        out = _finish(*metrics)
+        out = finish_metrics(*metrics)
         out["optimizer/grad_norm"] = optax.tree.norm(gradients)
         out["optimizer/skipped"] = ~opt_state.last_finite
         out["optimizer/skipped_in_a_row"] = opt_state.notfinite_count
@@ -188,18 +188,3 @@ def _router_loss(
         sums["moe/choices_changed"] = changed / (totals.run * stats.tokens.shape[0])
     maxima = {"moe/load_max": jnp.max(stats.load / jnp.maximum(fair, 1.0))}
     return share * (objective.balance_coef * balance + objective.z_coef * z), sums, maxima
-
-
-def _finish(sums: Metrics, maxima: Metrics) -> Metrics:
-    """Turns sums over the processed micro-batches into means; the policy loss is a sum already."""
-    tokens = jnp.maximum(sums["tokens"], 1.0)
-    share = sums.get("router/share", jnp.float32(1.0))
-    out = dict(maxima)
-    for name, value in sums.items():
-        if name.startswith("moe/"):
-            out[name] = value / share
-        elif name == "loss/policy":
-            out[name] = value
-        elif name not in ("tokens", "router/share", "router/load"):
-            out[name] = value / tokens
-    return out

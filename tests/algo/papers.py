@@ -173,6 +173,22 @@ def top_entropy(i: int, x: np.ndarray, at: np.ndarray) -> np.ndarray:
     return np.where(kept, clip(0.2, 0.28)(i, x, at), 0.0)
 
 
+def m2po(i: int, x: np.ndarray, at: np.ndarray) -> np.ndarray:
+    moments = sorted((v - o) ** 2 for v, o in zip(np.concatenate(NOW), np.concatenate(OLD), strict=True))
+    kept = max([n for n in range(1, N + 1) if sum(moments[:n]) / n < 0.04], default=1)
+    return np.where((at - OLD[i]) ** 2 <= moments[kept - 1], -A[i] * np.exp(x - OLD[i]), 0.0)
+
+
+def vespo(i: int, x: np.ndarray, at: np.ndarray) -> np.ndarray:
+    w = np.exp(np.sum(at - OLD[i]))
+    k, rate = (2, 3) if A[i] > 0 else (3, 2)
+    return -np.exp(rate) * w**k * np.exp(-rate * w) * A[i] * x
+
+
+def dro(i: int, x: np.ndarray, at: np.ndarray) -> np.ndarray:
+    return -(A[i] * x - 0.5 * (x - OLD[i]) ** 2)
+
+
 def k3(coef: float, weighted: bool = False) -> Token:
     def loss(i: int, x: np.ndarray, at: np.ndarray) -> np.ndarray:
         d = x - REFERENCE[i]
@@ -234,6 +250,9 @@ PAPERS: dict[str, Loss] = {
     "kl_cov": token_mean(kl_cov),
     "top_entropy": token_mean(top_entropy),
     "adaptive_entropy": _plain,
+    "m2po": token_mean(m2po),
+    "vespo": token_mean(vespo),
+    "dro": token_mean(dro),
     "decoupled": corrected(lambda w: w),
     "tis": corrected(lambda w: np.minimum(w, 2.0)),
     "seq_tis": corrected(lambda w: np.minimum(np.prod(w), SEQ_CAP) * np.ones_like(w)),

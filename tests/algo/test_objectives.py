@@ -63,6 +63,11 @@ TIS = CorrectionConfig("tis")
         ({"entropy_target": 0.2, "entropy_step": 0.0}, "would never move"),
         ({"entropy_target": 0.2, "entropy_coef": 2.0}, "above objective.entropy_max=1.0"),
         ({"selection": SelectionConfig(covariance="kl_cov"), "old": "current"}, "'kl_cov' with .*would be 0"),
+        ({"selection": SelectionConfig(second_moment=-1.0)}, "selection.second_moment=-1.0 must be at least 0"),
+        ({"surrogate": "vespo"}, "ratio='token' with objective.surrogate='vespo'.*accepted: seq_prod"),
+        ({"surrogate": "dro", "ratio": "seq_geo"}, "'dro': its quadratic term is one of tokens"),
+        ({"dro_beta": -1.0}, "objective.dro_beta"),
+        ({"vespo_positive": (2.0,)}, r"objective.vespo_positive=\(2.0,\) must be two positive numbers"),
     ],
 )
 def test_what_cannot_work_is_refused_and_named(fields: dict[str, Any], words: str) -> None:
@@ -115,8 +120,12 @@ def test_which_objectives_need_what() -> None:
         assert ObjectiveConfig(**{name: 0.1}).needs_all_rows()
     # A token of a sequence without advantage may be one of those that kl_cov holds back.
     assert preset("kl_cov").needs_all_rows() and not preset("clip_cov").needs_all_rows()
-    assert {n for n in PRESETS if preset(n).needs_scores()} == {"gspo", "gspo_token", "luspo", "gmpo", "opsm"}
-    assert {n for n in PRESETS if preset(n).needs_measurement()} == {"aspo", "clip_cov", "kl_cov", "top_entropy"}
+    assert {n for n in PRESETS if preset(n).needs_scores()} == {
+        *("gspo", "gspo_token", "luspo", "gmpo", "vespo", "opsm")
+    }
+    assert {n for n in PRESETS if preset(n).needs_measurement()} == {
+        *("aspo", "clip_cov", "kl_cov", "top_entropy", "m2po")
+    }
     assert {n for n in PRESETS if preset(n).needs_proximal()} == {
         *("decoupled", "tis", "seq_tis", "mis", "seq_mis", "icepop", "seq_mask_tis")
     }

@@ -11,6 +11,7 @@ from rlvr.algo.selection import (
     draw,
     select_high_covariance,
     select_high_entropy,
+    select_small_moment,
 )
 
 RNG = np.random.default_rng(0)
@@ -69,6 +70,24 @@ def test_clip_cov_draws_from_the_candidates() -> None:
     shuffled = select_high_covariance(*([x[i] for i in order] for x in (LOGPROBS, old, ADVANTAGES, DRAWS)), config)
     back = np.concatenate([shuffled[order.index(i)] for i in range(4)])
     np.testing.assert_array_equal(back, chosen)
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0.02, 2), (0.1, 3), (0.12, 4), (10.0, 5), (1e-9, 1)])
+def test_the_least_moved_tokens_are_kept(threshold: float, kept: int) -> None:
+    """Squares 0.01, 0.01, 0.25, 0.16, 4: means of the smallest 0.01, 0.01, 0.06, 0.1075, 0.886."""
+    config = ObjectiveConfig(selection=SelectionConfig(second_moment=threshold))
+    rollout = [np.array([-1.0, -2.0]), np.array([-1.0, -0.5, -4.0])]
+    now = [rollout[0] + [0.1, 0.5], rollout[1] + [-0.11, 0.4, 2.0]]
+    marks = np.concatenate(select_small_moment(now, rollout, config))
+    np.testing.assert_array_equal(marks, (np.array([0, 3, 1, 2, 4]) < kept))
+
+
+def test_tokens_moved_alike_are_kept_alike() -> None:
+    config = ObjectiveConfig(selection=SelectionConfig(second_moment=0.02))
+    (alike,) = select_small_moment([np.array([0.25, 0.25, 0.0])], [np.zeros(3)], config)
+    np.testing.assert_array_equal(alike, [0, 0, 1])  # with one of them the mean would be 0.031, with both 0.042
+    (all_alike,) = select_small_moment([np.full(3, 0.5)], [np.zeros(3)], config)
+    np.testing.assert_array_equal(all_alike, [1, 1, 1])
 
 
 def test_draws_depend_on_the_content_alone() -> None:

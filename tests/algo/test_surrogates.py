@@ -137,7 +137,7 @@ def test_dppo_bounds_the_probability_not_the_ratio(surrogate: str) -> None:
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_an_absurd_ratio_stays_finite(surrogate: str) -> None:
-    config = ObjectiveConfig(surrogate=surrogate)
+    config = ObjectiveConfig(surrogate=surrogate, ratio="seq_prod" if surrogate == "vespo" else "token")
     logprobs, old = jnp.array([[0.0, -800.0]]), jnp.array([[-800.0, 0.0]])
     for advantage in (1.0, -1.0, 0.0):
         fields = {
@@ -153,6 +153,26 @@ def test_an_absurd_ratio_stays_finite(surrogate: str) -> None:
 
         value, gradient = jax.value_and_grad(loss)(logprobs)
         assert np.isfinite(value) and np.all(np.isfinite(gradient))
+        if surrogate == "vespo":  # whose sequences are products of many
+            fields["sequence"] = jnp.array([[800.0, -800.0]])
+            assert np.isfinite(jax.grad(loss)(logprobs)).all()
+
+
+def test_vespo_weighs_a_sequence_most_near_its_own_policy() -> None:
+    config = ObjectiveConfig(surrogate="vespo", ratio="seq_prod")
+
+    def weight(log_w: float, advantage: float) -> float:
+        fields = {"advantages": jnp.full((1, 2), advantage), "sequence": jnp.full((1, 2), log_w)}
+        slope = jax.grad(lambda x: SURROGATES["vespo"](x, fields, config)[0].sum())(jnp.array([[-0.5, -3.0]]))
+        np.testing.assert_allclose(slope[0, 0], slope[0, 1])
+        return float(-slope[0, 0] / advantage)
+
+    for advantage, k, rate in ((2.0, 2, 3), (-1.0, 3, 2)):
+        for w in (0.1, 0.7, 1.0, 1.9, 4.0):
+            want = np.exp(rate) * w**k * np.exp(-rate * w)
+            np.testing.assert_allclose(weight(float(np.log(w)), advantage), want, rtol=1e-4)
+        assert weight(0.0, advantage) == 1.0
+        assert weight(20.0, advantage) == 0.0  # e^20 as likely as at sampling
 
 
 def test_reinforce_ignores_the_old_policy() -> None:

@@ -168,6 +168,7 @@ def test_clipping_acts_where_it_should() -> None:
     for name in ("tis", "icepop", "seq_tis", "seq_mask_tis"):
         assert 0 < take(objective_of(name), NOW)[2]["correction/changed"] < N, name
     assert 0 < take(objective_of("opsm"), NOW)[2]["correction/opsm"] < N
+    assert 0 < take(objective_of("m2po"), NOW)[2]["selection/moment"] < N
 
 
 def test_gspo_token_is_gspo_and_takes_advantages_of_tokens() -> None:

@@ -1,8 +1,8 @@
 """All Orbax: checkpoints of a run, and policies as folders.
 
-A run's checkpoint at step s holds what step s starts from: `params`, `opt_state`, `run` (JSON) and, where its rollout
-was sampled before, `rollout`. Saving is asynchronous; a save that fails is reported and the run goes on with the last
-good checkpoint.
+A run's checkpoint at step s holds what step s starts from: `params`, `opt_state`, `run` (JSON) and, where they are not
+what the rest makes again, `rollout` (sampled before) and the trees of `COPIES`. Saving is asynchronous; a save that
+fails is reported and the run goes on with the last good checkpoint.
 
 A policy folder holds `policy.json`, `tokenizer/` and `params/`. A run's workdir holds the first two as well, so
 `load_policy` takes either. What is saved of a run with adapters is the adapters; `lora.json` tells of the rest.
@@ -16,7 +16,9 @@ import gc
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +37,9 @@ from rlvr.policy.transformer import Params, Policy
 from rlvr.text.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger("rlvr")
+
+# Trees shaped like the trained parameters that a run may carry beside them.
+COPIES = ("reference",)
 
 # How many bytes of a policy are on their way to its folder at a time, beside its largest array.
 SAVE_BYTES = 64_000_000
@@ -62,12 +67,14 @@ class CheckpointConfig:
 
 
 class Restored(NamedTuple):
-    """A checkpoint read back: the step it starts, the run's own record, and what was sampled for that step already."""
+    """A checkpoint read back: the step it starts, the run's own record, what was sampled for that step already, and the
+    copies of the trained parameters by name."""
 
     step: int
     state: TrainState
     run: dict[str, Any]
     rollout: dict[str, Any] | None
+    copies: dict[str, Params]
 
 
 class Checkpoints:
@@ -100,12 +107,14 @@ class Checkpoints:
         run: dict[str, Any],
         accuracy: float | None = None,
         rollout: dict[str, np.ndarray] | None = None,
+        copies: Mapping[str, Params] = MappingProxyType({}),
     ) -> None:
         """Starts saving what step `step` starts from; returns once the device arrays are copied.
 
         Args:
             rollout: arrays of what was sampled for that step already, the same on all processes.
             accuracy: mean held-out accuracy of these parameters, where it was just measured.
+            copies: trees shaped like the trained parameters; names are of `COPIES`.
         """
         self.wait()
         if step in self._manager.all_steps():
@@ -116,6 +125,7 @@ class Checkpoints:
             opt_state=ocp.args.StandardSave(state.opt_state),
             run=ocp.args.JsonSave(run),
             **sampled,
+            **{name: ocp.args.StandardSave(tree) for name, tree in copies.items()},
         )
         metrics = None if accuracy is None else {"accuracy": accuracy}
         self._pending = step
@@ -152,7 +162,9 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for i, step in enumerate(steps):
             target = targets(step)
-            sampled = {"rollout": ocp.args.StandardRestore()} if (self._folder / str(step) / "rollout").exists() else {}
+            optional = {"rollout": ocp.args.StandardRestore()}
+            optional |= {name: ocp.args.StandardRestore(target.params) for name in COPIES}
+            held = {name: how for name, how in optional.items() if (self._folder / str(step) / name).exists()}
             try:
                 items = self._manager.restore(
                     step,
@@ -160,14 +172,16 @@ class Checkpoints:
                         params=ocp.args.StandardRestore(target.params),
                         opt_state=ocp.args.StandardRestore(target.opt_state),
                         run=ocp.args.JsonRestore(),
-                        **sampled,
+                        **held,
                     ),
                 )
             except Exception as error:  # whatever a damaged file raises, and it raises many things
                 last = first_line(error)
             else:
                 self._set_aside(steps[:i])
-                return Restored(step, TrainState(items.params, items.opt_state), items.run, items.get("rollout"))
+                copies = {name: items[name] for name in COPIES if name in held}
+                state = TrainState(items.params, items.opt_state)
+                return Restored(step, state, items.run, items.get("rollout"), copies)
             _drop_failed_tasks()
             log.warning("checkpoint %d cannot be read (%s); trying the one before", step, last)
         if steps:
@@ -184,7 +198,7 @@ class Checkpoints:
         self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
-        names = ("params", "opt_state", "run", "rollout")
+        names = ("params", "opt_state", "run", "rollout", *COPIES)
         return ocp.CheckpointManager(self._folder, item_names=names, options=self._options)
 
     def _failed(self, error: Exception) -> None:

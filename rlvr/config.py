@@ -18,6 +18,7 @@ from typing import Any
 from rlvr import errors
 from rlvr.algo import compatibility
 from rlvr.algo.advantages import BINARY, COMPARING, NON_NEGATIVE
+from rlvr.algo.kl import LARGEST_ERROR
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.rewards import RewardConfig
 from rlvr.checkpoint import CheckpointConfig, read_policy_config
@@ -187,6 +188,7 @@ def validate(config: ExperimentConfig) -> None:
     config.mesh.validate()
     _validate_rollout(config)
     _validate_credit(config)
+    _validate_reference(config)
     _validate_routing(config)
     _validate_lengths(config)
     _validate_lora(config)
@@ -222,6 +224,16 @@ def _validate_credit(config: ExperimentConfig) -> None:
     buffer, budget = reward.length.overlong_buffer, config.engine.max_new_tokens
     if buffer > budget:
         raise errors.ConfigError(f"reward.length.overlong_buffer={buffer} is more than engine.max_new_tokens={budget}")
+
+
+def _validate_reference(config: ExperimentConfig) -> None:
+    objective, samples = config.objective, config.rollout.prompts * config.rollout.group_size
+    if objective.kl_target and LARGEST_ERROR * samples >= objective.kl_horizon:
+        raise errors.ConfigError(
+            f"objective.kl_horizon={objective.kl_horizon:g} is too short for rollout.prompts * rollout.group_size="
+            f"{samples} sequences a step: one step could turn the coefficient's sign (accepted: more than "
+            f"{LARGEST_ERROR * samples:g})"
+        )
 
 
 def _validate_routing(config: ExperimentConfig) -> None:

@@ -51,13 +51,15 @@ def assign_credit(
     episodes: Sequence[Episode],
     rows: Sequence[Row],
     reference: Sequence[np.ndarray] | None,
+    kl_coef: float | None = None,
 ) -> Credit:
     """Compares the episodes of each group.
 
     Args:
-        reference: log-probs of each row's completion under the start policy; needed for "k1_in_reward", where the
+        reference: log-probs of each row's completion under the reference; needed for "k1_in_reward", where the
             scalar reward loses kl_coef * sum_t (log policy - log reference), both as sampled, and for "k1_to_go",
             where the advantage of token t loses the same sum from t on.
+        kl_coef: by default the objective's.
 
     Raises:
         DataError: rewards that the advantage is not for, or a verdict without a part that is a reward.
@@ -70,7 +72,8 @@ def assign_credit(
     if objective.kl in ("k1_in_reward", "k1_to_go"):
         assert reference is not None
         pairs = zip(rows, reference, strict=True)
-        drift = [objective.kl_coef * np.subtract(row.old_logprobs, r, dtype=np.float64) for row, r in pairs]
+        coef = objective.kl_coef if kl_coef is None else kl_coef
+        drift = [coef * np.subtract(row.old_logprobs, r, dtype=np.float64) for row, r in pairs]
     if objective.kl == "k1_in_reward":
         rewards = rewards - np.array([np.sum(each) for each in drift], np.float64)
     parts = part_rewards(verdicts, config.reward) if objective.advantage == "gdpo" else None

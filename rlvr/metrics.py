@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,8 +54,15 @@ def rollout_metrics(collected: Collected, rewards: np.ndarray, valid: np.ndarray
     return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
 
 
+def warm_start_metrics(learned: Mapping[str, float]) -> dict[str, float]:
+    """Returns those of an update's metrics that mean something of demonstrations, which nobody sampled."""
+    kept = ("loss/", "optimizer/", "moe/")
+    names = {"loss/policy": "loss/supervised"}
+    return {names.get(name, name): value for name, value in learned.items() if name.startswith(kept)}
+
+
 def mean_kl(rows: Sequence[Row], reference: Sequence[np.ndarray]) -> float:
-    """Returns the k3 estimate of KL(policy || start) over the sampled tokens, nats a token."""
+    """Returns the k3 estimate of KL(policy || reference) over the sampled tokens, nats a token."""
     x = np.concatenate([row.old_logprobs for row in rows]) - np.concatenate(list(reference))
     return float(np.mean(k3(x)))
 

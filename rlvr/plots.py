@@ -84,7 +84,12 @@ def draw_plots(rows: Rows, eval_counts: Mapping[str, int]) -> list[str]:
                 ("rollout/entropy_negative", "advantage below 0"),
             ],
         ),
-        _plot("KL to the start policy (k3)", "nats per token", rows, [("kl/start", "KL")]),
+        _plot(
+            "KL to the reference policy (k3)",
+            "nats per token",
+            rows,
+            [("kl/start", "the start's"), ("kl/reference", "a synced one")],
+        ),
         _plot(
             "Clipped tokens",
             "fraction of tokens",

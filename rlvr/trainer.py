@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from rlvr import adaptation, checkpoint, evaluation, fingerprint, report, workdir
+from rlvr.algo.kl import adapt_kl_coef
 from rlvr.algo.selection import EntropyBonus, adapt_entropy_bonus
 from rlvr.checkpoint import Checkpoints
 from rlvr.config import ExperimentConfig, config_hash, resolve
@@ -21,8 +22,9 @@ from rlvr.data.pipeline import make_eval_sets, make_train_stream
 from rlvr.journal import Journal
 from rlvr.learner.batch import Row
 from rlvr.mesh import make_mesh
-from rlvr.metrics import mean_kl, rollout_metrics, sample_rows
+from rlvr.metrics import mean_kl, rollout_metrics, sample_rows, warm_start_metrics
 from rlvr.parts import Parts, check_tasks, make_parts, read_tokenizer
+from rlvr.reference import Reference
 from rlvr.rollout.engine import Interrupted
 from rlvr.rollouts import Rollouts
 from rlvr.signals import stop_signal
@@ -72,6 +74,7 @@ class Run:
         self.should_stop = should_stop
         self.warm_steps, self.total = config.warm_start.steps, config.warm_start.steps + config.steps
         self.rollouts = Rollouts(config, parts.collector, parts.stream)
+        self.reference = Reference(config.objective.reference, parts.learner, folder / "start")
 
     def finish(self) -> dict[str, Any] | None:
         """Runs all steps that are left, then writes the result and the report."""
@@ -133,14 +136,9 @@ class Run:
         rows = [Row(*self.parts.demonstration(task), 1.0, i) for i, task in enumerate(tasks)]
         self.state, read = learner.update(self.state, rows)
 
-        def metrics() -> dict[str, float]:
-            learned = read()
-            learned["loss/supervised"] = learned.pop("loss/policy")
-            kept = ("loss/", "optimizer/", "moe/")  # the others compare with a sampling that did not happen
-            told = {name: value for name, value in learned.items() if name.startswith(kept)}
-            return told | {"optimizer/lr": learner.learning_rate(step)}
-
-        self.journal.open(step, {"phase": "warm_start"}, metrics)
+        rate = functools.partial(learner.learning_rate, step)
+        told = {"phase": "warm_start"}
+        self.journal.open(step, told, lambda: {**warm_start_metrics(read()), "optimizer/lr": rate()})
 
     def _enter_rl(self) -> None:
         """Fixes the start policy, drops the warm start's optimizer state, and measures where the RL begins."""
@@ -164,10 +162,13 @@ class Run:
         episodes = collected.episodes
         rows = make_rows(episodes, group)
         measure_kl = c.objective.needs_reference() or rl_step % c.evaluation.interval == 0
-        reference = learner.score(self._start, rows) if measure_kl else None
-        credit = assign_credit(c, episodes, rows, reference)
+        reference = self.reference.score(rows) if measure_kl else None
+        kl_coef = self.record.get("kl_coef", c.objective.kl_coef)
+        credit = assign_credit(c, episodes, rows, reference, kl_coef)
         bonus = EntropyBonus(*self.record.get("entropy_bonus", (c.objective.entropy_coef, True)))
-        self.state, read = learner.update(self.state, credit.attach(rows), reference, bonus.coef * bonus.active)
+        coefs = (bonus.coef * bonus.active, kl_coef)
+        self.state, read = learner.update(self.state, credit.attach(rows), reference, *coefs)
+        self.reference.follow(self.state.params, rl_step)
         if c.objective.entropy_target:  # waits for the update
             self.record["entropy_bonus"] = adapt_entropy_bonus(bonus, read()["rollout/entropy"], c.objective)
         self.record["rollout_sha256"] = fingerprint.chain_completions(
@@ -177,14 +178,10 @@ class Run:
             self.journal.write_samples(self.step, lambda: sample_rows(episodes, credit.advantages))
         metrics = rollout_metrics(collected, credit.rewards, credit.valid, group) | {"rollout/staleness": staleness}
         if reference is not None:
-            metrics["kl/start"] = mean_kl(rows, reference)
+            kl = metrics[self.reference.metric] = mean_kl(rows, reference)
+            self.record["kl_coef"] = adapt_kl_coef(kl_coef, kl, len(rows), c.objective)
         rate = functools.partial(learner.learning_rate, rl_step * c.update.minibatches)
         self.journal.open(self.step, {"phase": "rl", **metrics}, lambda: {**read(), "optimizer/lr": rate()})
-
-    @functools.cached_property
-    def _start(self) -> Any:
-        """Parameters at the start of the RL: the reference of every KL."""
-        return checkpoint.load_tree(self.folder / "start", self.parts.learner.abstract().params)
 
     def _evaluate(self) -> dict[str, Any]:
         return evaluation.evaluate(
@@ -215,7 +212,7 @@ class Run:
     def _save(self, accuracy: float | None = None) -> None:
         rollout, facts = self.rollouts.pending()
         record = {**self.record, "rollout": facts, "wall_s": self.journal.wall_s}
-        self.checkpoints.save(self.step, self.state, record, accuracy, rollout)
+        self.checkpoints.save(self.step, self.state, record, accuracy, rollout, self.reference.moved())
 
     def _restore_or_start(self) -> tuple[int, Any, dict[str, Any]]:
         """Returns (step, state, record): the newest whole checkpoint's, or the beginning's."""
@@ -228,7 +225,8 @@ class Run:
             begun = {"rollout_sha256": "", "eval_start": {}, "eval": {}, "wall_s": 0.0}
             learner = self.parts.warm_learner if self.warm_steps else self.parts.learner
             return 0, learner.fresh(self.parts.initial_params()), begun
-        step, state, record, rollout = restored
+        step, state, record, rollout, copies = restored
+        self.reference.resume(copies)
         log.warning("resuming at step %d of %d from %s", step, self.total, self.folder)
         facts = record.pop("rollout")
         if rollout is not None:

@@ -18,7 +18,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("weights", "rollout", "learner", "adaptation"),
     ("checkpoint", "evaluation"),
     ("config", "metrics"),
-    ("parts", "credit", "workdir", "journal", "rollouts"),
+    ("parts", "credit", "workdir", "journal", "rollouts", "reference"),
     ("trainer", "grid"),
     ("launch", "configs"),
 )

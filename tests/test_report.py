@@ -176,7 +176,7 @@ def test_every_recorded_series_has_its_plot(page):
         "Completion length",
         "Truncated completions",
         "Entropy of the policy",
-        "KL to the start policy (k3)",
+        "KL to the reference policy (k3)",
         "Clipped tokens",
         "Rollout/train log-prob gap",
         "Verdicts",

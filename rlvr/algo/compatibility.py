@@ -38,6 +38,7 @@ def refuse(config: ObjectiveConfig) -> None:
             "product of a sequence's ratios (accepted: seq_prod)"
         )
     _refuse_anchors(config)
+    _refuse_references(config)
     for name in ("dual_clip", "ratio_cap"):
         if (value := getattr(config, name)) and surrogate != "clip":
             raise ConfigError(f"objective.{name}={value} is a bound of objective.surrogate='clip', not {surrogate!r}")
@@ -94,6 +95,22 @@ def _refuse_anchors(config: ObjectiveConfig) -> None:
             "objective.selection.covariance='kl_cov' with objective.old='current': its penalty is |log policy / old|, "
             "which would be 0"
         )
+
+
+def _refuse_references(config: ObjectiveConfig) -> None:
+    update = config.reference.update
+    if config.kl != "none" and update == "absent":
+        raise ConfigError(
+            f"objective.kl={config.kl!r} with objective.reference.update='absent': there is nothing to take it against "
+            "(accepted: fixed, synced)"
+        )
+    if config.kl == "none" and update == "synced":
+        raise ConfigError(
+            "objective.reference.update='synced' with objective.kl='none': nothing would look at the reference "
+            "(accepted: fixed, absent)"
+        )
+    if config.kl == "none" and config.kl_target:
+        raise ConfigError(f"objective.kl_target={config.kl_target} with objective.kl='none': there is no coefficient")
 
 
 def warn(config: ObjectiveConfig, minibatches: int) -> Iterator[str]:

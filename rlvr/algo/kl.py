@@ -1,12 +1,19 @@
-"""Estimators of KL(policy || reference) from sampled tokens (Schulman, 2020). x = log policy - log reference."""
+"""Estimators of KL(policy || reference) from sampled tokens (Schulman, 2020), x = log policy - log reference; what the
+reference is, and how the coefficient follows a target."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+
+from rlvr import errors
+
+if TYPE_CHECKING:
+    from rlvr.algo.objectives import ObjectiveConfig
 
 LOG_RATIO_LIMIT = 20.0
 
@@ -48,3 +55,48 @@ LOSS_ESTIMATORS: dict[str, Callable[[Any, Any], Any]] = {
 # As a part of the reward, by the log-probs as sampled: in the scalar reward of a sample, or taken off the advantage of
 # each token as what is still to come (REINFORCE++'s reward-to-go).
 REWARD_ESTIMATORS = ("k1_in_reward", "k1_to_go")
+
+REFERENCES = ("fixed", "synced", "absent")
+
+# How far from its target a KL may move the coefficient in one step, as PPO has it (Ziegler et al., 1909.08593).
+LARGEST_ERROR = 0.2
+
+
+@dataclasses.dataclass
+class ReferenceConfig:
+    """The policy that every KL is taken against.
+
+    Attributes:
+        update: "fixed": the policy at the start of the RL; loaded where a KL is part of the objective, and for the
+            report at the steps of an evaluation. "synced": it begins there and follows, reference <- alpha policy +
+            (1 - alpha) reference (TR-DPO's soft update, 2404.09656); of a run with adapters the adapters' matrices
+            are what is mixed. "absent": none is ever loaded.
+        interval: RL steps between two updates of a synced one.
+        alpha: see `update`; 1 replaces the reference.
+    """
+
+    update: str = "fixed"
+    interval: int = 512
+    alpha: float = 0.6
+
+    def validate(self, field: str) -> None:
+        """Raises ConfigError naming the field that cannot work."""
+        errors.check_choice(f"{field}.update", self.update, REFERENCES)
+        errors.check_at_least(f"{field}.interval", self.interval, 1)
+        errors.check_between(f"{field}.alpha", self.alpha, 1e-9, 1.0)
+
+
+def adapt_kl_coef(coef: float, kl: float, samples: int, config: ObjectiveConfig) -> float:
+    """Returns the coefficient of the next step: coef (1 + clip(kl / kl_target - 1, -0.2, 0.2) samples / kl_horizon).
+
+    PPO's controller for language models (Ziegler et al., 1909.08593); without `kl_target` it is the same.
+
+    Args:
+        coef: of this step.
+        kl: mean over the step's tokens, nats.
+        samples: sequences of the step.
+    """
+    if not config.kl_target:
+        return coef
+    error = min(max(kl / config.kl_target - 1.0, -LARGEST_ERROR), LARGEST_ERROR)
+    return coef * (1.0 + error * samples / config.kl_horizon)

@@ -14,7 +14,7 @@ from rlvr.algo.advantages import ADVANTAGES
 from rlvr.algo.aggregation import AGGREGATIONS
 from rlvr.algo.compatibility import refuse
 from rlvr.algo.correction import CorrectionConfig
-from rlvr.algo.kl import LOSS_ESTIMATORS, REWARD_ESTIMATORS
+from rlvr.algo.kl import LOSS_ESTIMATORS, REWARD_ESTIMATORS, ReferenceConfig
 from rlvr.algo.selection import SelectionConfig
 from rlvr.algo.surrogates import RATIOS, SURROGATES, needs_sequence
 
@@ -54,6 +54,9 @@ class ObjectiveConfig:
             (`LOSS_ESTIMATORS`); "k1_in_reward", taken off a sample's reward; "k1_to_go", taken off each token's
             advantage, as the sum from it on; or "none".
         kl_coef: its coefficient.
+        kl_target: > 0 adapts the coefficient, from `kl_coef` on, to this mean KL (nats a token) to the reference.
+        kl_horizon: sequences over which it adapts; see `rlvr.algo.kl.adapt_kl_coef`.
+        reference: the policy that the KL is taken against.
         entropy_coef: coefficient of the entropy bonus, a global token mean whatever the aggregation.
         entropy_target: > 0 adapts the coefficient, from `entropy_coef` on, to this mean entropy (nats a token) of a
             step; the bonus then counts only after steps at or below it.
@@ -93,6 +96,9 @@ class ObjectiveConfig:
     divergence: float = 0.15
     kl: str = "none"
     kl_coef: float = 0.0
+    kl_target: float = 0.0
+    kl_horizon: float = 10_000.0
+    reference: ReferenceConfig = dataclasses.field(default_factory=ReferenceConfig)
     entropy_coef: float = 0.0
     entropy_target: float = 0.0
     entropy_step: float = 0.005
@@ -126,8 +132,8 @@ class ObjectiveConfig:
         if self.surrogate != "gmpo":
             errors.check_between("objective.clip_low", self.clip_low, 0.0, 1.0)
         for name in (
-            "epsilon clip_low clip_high dual_clip ratio_cap divergence kl_coef entropy_coef entropy_target "
-            "entropy_step entropy_max balance_coef z_coef bias_rate dro_beta"
+            "epsilon clip_low clip_high dual_clip ratio_cap divergence kl_coef kl_target entropy_coef "
+            "entropy_target entropy_step entropy_max balance_coef z_coef bias_rate dro_beta"
         ).split():
             errors.check_at_least(f"objective.{name}", getattr(self, name), 0.0)
         errors.check_at_least("objective.max_weight", self.max_weight, 1.0)
@@ -141,12 +147,14 @@ class ObjectiveConfig:
             raise errors.ConfigError(
                 f"objective.kl={self.kl!r} with objective.kl_coef={self.kl_coef}: set both, or neither"
             )
+        errors.check_at_least("objective.kl_horizon", self.kl_horizon, 1.0)
+        self.reference.validate("objective.reference")
         self.correction.validate("objective.correction")
         self.selection.validate("objective.selection")
         refuse(self)
 
     def needs_reference(self) -> bool:
-        """Whether the start policy's log-probs are part of every step."""
+        """Whether the reference's log-probs are part of every step."""
         return self.kl != "none"
 
     def needs_all_rows(self) -> bool:

@@ -62,7 +62,7 @@ class TrainBatch(NamedTuple):
         mask: [R, S] bool, 1 on sampled tokens, which stand at the front.
         sequences: [R, S] int32 which of the row's sequences a sampled token belongs to.
         old_logprobs: [R, S] float32, recorded at sampling.
-        reference_logprobs: [R, S] float32 of the start policy; zeros if they are not known.
+        reference_logprobs: [R, S] float32 of the reference; zeros if they are not known.
         advantages: [R, S] float32.
         weights: [R, S] float32 of each sampled token in the loss (`rlvr.algo.aggregation`).
         choices: [R, T, mixture layers, k] int16 experts recorded at sampling, -1 where there are none; or None.
@@ -139,7 +139,7 @@ def make_batches(
         micro_rows: R.
         length: T, more than the `run_tokens` of every sequence.
         weights: [sequences] of each token of each in the loss; 0 if there is none.
-        reference: log-probs of each sequence's completion under the start policy.
+        reference: log-probs of each sequence's completion under the reference.
 
     Returns:
         (micro-batches, the last filled up with empty rows; the place of each sequence).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -135,6 +135,7 @@ class Learner:
         rows: Sequence[Row],
         reference: Sequence[np.ndarray] | None = None,
         entropy_coef: float | None = None,
+        kl_coef: float | None = None,
     ) -> tuple[TrainState, ReadMetrics]:
         """Starts the optimizer steps of a rollout, one for each of its minibatches; the state given is consumed.
 
@@ -143,8 +144,8 @@ class Learner:
 
         Args:
             rows: prompt by prompt, so that minibatches are made of whole groups.
-            reference: log-probs of each row's completion under the start policy, if they are known.
-            entropy_coef: of the entropy bonus; by default the objective's.
+            reference: log-probs of each row's completion under the reference, if they are known.
+            entropy_coef, kl_coef: of the entropy bonus and of the KL in the loss; by default the objective's.
 
         Returns:
             (the new state, a function that waits for the device and returns the metrics: means over the minibatches,
@@ -156,13 +157,16 @@ class Learner:
         if self._objective.needs_proximal():
             before = self._measure(state.params, self._checked(rows), self._trainable.frozen)
             rows = [row._replace(proximal_logprobs=m.logprobs) for row, m in zip(rows, before, strict=True)]
-        coef = self._objective.entropy_coef if entropy_coef is None else entropy_coef
+        coefs = {
+            "entropy_coef": np.float32(self._objective.entropy_coef if entropy_coef is None else entropy_coef),
+            "kl_coef": np.float32(self._objective.kl_coef if kl_coef is None else kl_coef),
+        }
         size = len(rows) // self._config.minibatches
         seen: list[Metrics] = []
         for start in range(0, len(rows), size):
             chosen = slice(start, start + size)
             own = None if reference is None else reference[chosen]
-            state, metrics = self._step(state, rows[chosen], own, coef)
+            state, metrics = self._step(state, rows[chosen], own, coefs)
             seen.append(metrics)
         return state, lambda: self._read(seen)
 
@@ -198,7 +202,11 @@ class Learner:
         return [row._replace(old_choices=of(row, at)) for row, at in zip(rows, places, strict=True)]
 
     def _step(
-        self, state: TrainState, rows: Sequence[Row], reference: Sequence[np.ndarray] | None, entropy_coef: float
+        self,
+        state: TrainState,
+        rows: Sequence[Row],
+        reference: Sequence[np.ndarray] | None,
+        coefs: Mapping[str, np.float32],
     ) -> tuple[TrainState, Metrics]:
         if self._objective.needs_measurement():
             measured = self._measure(state.params, self._checked(rows), self._trainable.frozen)
@@ -207,7 +215,7 @@ class Learner:
         groups = np.array([row.group for row in rows])
         weights = AGGREGATIONS[self._objective.aggregation](sampled, groups, self._max_columns)
         run = sum(row.run_tokens for row in rows)
-        totals = Totals(np.float32(max(sampled.sum(), 1)), np.float32(max(run, 1)), np.float32(entropy_coef))
+        totals = Totals(np.float32(max(sampled.sum(), 1)), np.float32(max(run, 1)), **coefs)
         live = list(range(len(rows)))
         if not self._objective.needs_all_rows():
             live = [i for i in live if np.any(np.asarray(rows[i].advantage) != 0.0)]
@@ -217,8 +225,8 @@ class Learner:
         batches, _ = self._layout.lay_out(self._checked([rows[i] for i in live]), weights[live], known)
         placed = (self._layout.put(batch) for batch in batches)
         state, metrics = self._update(state, placed, totals, self._trainable.frozen)
-        if self._objective.entropy_target:
-            metrics["optimizer/entropy_coef"] = jnp.asarray(totals.entropy_coef)
+        adapting = {"entropy_coef": self._objective.entropy_target, "kl_coef": self._objective.kl_target}
+        metrics |= {f"optimizer/{name}": jnp.asarray(coefs[name]) for name, target in adapting.items() if target}
         return state, metrics
 
     def _checked(self, rows: Sequence[Row]) -> Sequence[Row]:

@@ -26,12 +26,13 @@ class Totals(NamedTuple):
     Attributes:
         sampled: tokens.
         run: tokens that are run, each as often as there are sequences with it.
-        entropy_coef: of the entropy bonus.
+        entropy_coef, kl_coef: of the entropy bonus and of the KL in the loss.
     """
 
     sampled: Any
     run: Any
     entropy_coef: Any = 0.0
+    kl_coef: Any = 0.0
 
 
 def make_fields(objective: ObjectiveConfig, micro: TrainBatch, totals: Totals, scores: jax.Array | None) -> Fields:
@@ -53,6 +54,7 @@ def make_fields(objective: ObjectiveConfig, micro: TrainBatch, totals: Totals, s
         "shares": masked(1.0 / jnp.maximum(segment_sum(jnp.ones_like(rollout), mask, sequences), 1.0), mask),
         "sampled": jnp.broadcast_to(totals.sampled, mask.shape),
         "entropy_coef": jnp.broadcast_to(totals.entropy_coef, mask.shape),
+        "kl_coef": jnp.broadcast_to(totals.kl_coef, mask.shape),
     }
     for name in ("high_entropy", "high_covariance", "small_moment"):
         if (given := getattr(micro, name)) is not None:
@@ -86,7 +88,7 @@ def chunk_loss(
     if objective.kl in LOSS_ESTIMATORS:
         x = logprobs - fields["reference"]
         penalty = LOSS_ESTIMATORS[objective.kl](masked(x, mask), masked(logprobs - fields["old"], mask))
-        loss += objective.kl_coef * masked_sum(penalty * weights, mask)
+        loss += masked_sum(fields["kl_coef"] * penalty * weights, mask)
     if objective.entropy_coef or objective.entropy_target:
         loss -= masked_sum(fields["entropy_coef"] * entropies / fields["sampled"], mask)
     gaps, maxima = measure_gap(logprobs, fields)

@@ -115,7 +115,7 @@ def test_the_update_never_holds_logits_of_all_tokens() -> None:
     row = Row((1, 2), np.ones(columns, np.int32), np.zeros(columns, np.float32), 1.0, 0)
     (batch,), _ = make_batches([row] * 4, micro_rows=1, length=128)
     objective = ObjectiveConfig(kl="k3", kl_coef=0.1, entropy_coef=0.1)
-    totals = Totals(np.float32(1), np.float32(1), np.float32(0.1))
+    totals = Totals(*(np.float32(x) for x in (1, 1, 0.1, 0.1)))
 
     def gradient(chunk: int) -> str:
         def loss(params: Any) -> Any:

@@ -78,7 +78,7 @@ def take(
         index[at.batch][at.row, at.scored : at.scored + LENGTHS[i]] = np.arange(starts[i], starts[i + 1])
 
     with jax.enable_x64(True):
-        totals = Totals(np.float64(N), np.float64(N), np.float64(entropy_coef))
+        totals = Totals(*(np.float64(x) for x in (N, N, entropy_coef, objective.kl_coef)))
         value, sums, gradient = 0.0, {}, np.zeros(N)
         for batch, at in zip(batches, index, strict=True):
             floats = ("old_logprobs", "reference_logprobs", "proximal_logprobs", "advantages", "weights")

@@ -163,7 +163,9 @@ def test_gradient_and_metrics_are_those_of_the_naive_loss(
     old, reference = ([x + noise for x, noise in zip(own, by, strict=True)] for by in (gaps, shifts))
     rows = [row._replace(old_logprobs=logprobs) for row, logprobs in zip(rows, old, strict=True)]
     laid = lay_out(rows, micro_rows=2, length=24, aggregation="seq_mean_token_mean", reference=reference)
-    laid = laid._replace(totals=laid.totals._replace(entropy_coef=np.float32(FULL.entropy_coef)))
+    laid = laid._replace(
+        totals=laid.totals._replace(entropy_coef=np.float32(FULL.entropy_coef), kl_coef=np.float32(FULL.kl_coef))
+    )
     (batch,) = laid.batches  # the router's losses are not linear in the tokens: of one micro-batch they are exact
     prompts = {row.prompt for row in rows}
     assert len(prompts) == (2 if shared else 6)

@@ -86,7 +86,7 @@ def test_the_coefficient_follows_its_target() -> None:
         ),
         ({"reference": ReferenceConfig(interval=0)}, "objective.reference.interval=0"),
         ({"reference": ReferenceConfig(alpha=0.0)}, "objective.reference.alpha=0.0"),
-        ({"reference": ReferenceConfig("synced")}, "'synced' with objective.kl='none': nothing would look at it"),
+        ({"reference": ReferenceConfig("synced")}, "'synced' with objective.kl='none': nothing would look"),
         ({"reference": ReferenceConfig("absent"), "kl": "k2", "kl_coef": 0.1}, "'absent': there is nothing to take it"),
         ({"kl_target": 0.1}, "objective.kl_target=0.1 with objective.kl='none'"),
         ({"kl_horizon": 0.5}, "objective.kl_horizon=0.5"),

@@ -52,6 +52,12 @@ class RolloutConfig:
         staleness: RL steps between the parameters that sample a rollout and those that learn from it. With 1 each
             step samples the next one's rollout before its own update, so that its verification is hidden behind the
             decoding of the next; the first step's is sampled within it.
+        dynamic_rounds: n > 0 is dynamic sampling (DAPO, 2503.14476; 10 there): only groups of which some samples are
+            right and some wrong are learned from, and further prompts are sampled until there are `prompts` such
+            groups, in at most n rounds. What is then missing is missing: a step may learn from fewer. With 1 nothing
+            is sampled anew. 0 takes the groups as they come.
+        oversample: prompts sampled in a round for each group that is missing. Groups beyond `prompts` are dropped,
+            the last sampled ones.
     """
 
     prompts: int = 8
@@ -62,6 +68,8 @@ class RolloutConfig:
     min_p: float = 0.0
     stop_strings: tuple[str, ...] = ()
     staleness: int = 0
+    dynamic_rounds: int = 0
+    oversample: float = 1.0
 
     def sampling(self) -> dict[str, Any]:
         """Returns the arguments of `Collector.collect` that say what is drawn from."""
@@ -290,6 +298,7 @@ def _validate_rollout(config: ExperimentConfig) -> None:
             "policy's, which these are not; use a surrogate with a ratio, such as 'clip', or objective.correction"
         )
     errors.check_between("rollout.min_p", rollout.min_p, 0.0, 1.0)
+    _validate_dynamic(rollout)
     if "" in rollout.stop_strings:
         raise errors.ConfigError(
             f"rollout.stop_strings={rollout.stop_strings} has an empty text: it would end everything"
@@ -297,6 +306,25 @@ def _validate_rollout(config: ExperimentConfig) -> None:
     if rollout.prompts % config.update.minibatches:
         raise errors.ConfigError(
             f"rollout.prompts={rollout.prompts} is not a multiple of update.minibatches={config.update.minibatches}"
+        )
+
+
+def _validate_dynamic(rollout: RolloutConfig) -> None:
+    errors.check_at_least("rollout.dynamic_rounds", rollout.dynamic_rounds, 0)
+    errors.check_between("rollout.oversample", rollout.oversample, 1.0, 100.0)
+    name = f"rollout.dynamic_rounds={rollout.dynamic_rounds}"
+    if not rollout.dynamic_rounds:
+        if rollout.oversample != 1.0:
+            raise errors.ConfigError(
+                f"rollout.oversample={rollout.oversample} says how much a round samples, but {name}"
+            )
+        return
+    if rollout.group_size == 1:
+        raise errors.ConfigError(f"{name} with rollout.group_size=1: no group of one has both right and wrong samples")
+    if rollout.staleness:
+        raise errors.ConfigError(
+            f"{name} with rollout.staleness={rollout.staleness}: a round is sampled once the verdicts on the one "
+            "before are there, which is the waiting that staleness is to hide; set one of them to 0"
         )
 
 

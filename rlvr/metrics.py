@@ -19,7 +19,8 @@ def rollout_metrics(collected: Collected, rewards: np.ndarray, valid: np.ndarray
     """Returns the metrics of one step's samples; rewards and valid are [P * G].
 
     Accuracies and parts are means over the samples that have them: an unscorable one is none of them. The same holds
-    for groups and their masked samples. accuracy/gap is lenient less strict accuracy: answers that are right and stand
+    for groups and their masked samples. rollout/tokens are all that were sampled, also in groups that were dropped.
+    accuracy/gap is lenient less strict accuracy: answers that are right and stand
     elsewhere than they were asked for.
     """
     episodes = collected.episodes
@@ -40,7 +41,8 @@ def rollout_metrics(collected: Collected, rewards: np.ndarray, valid: np.ndarray
         "rollout/tokens_mean": np.mean(lengths),
         "rollout/tokens_mean_right": np.mean(lengths[right]) if right.any() else np.nan,
         "rollout/tokens_mean_wrong": np.mean(lengths[wrong]) if wrong.any() else np.nan,
-        "rollout/tokens_per_s": np.sum(lengths) / max(collected.decode_s, 1e-9),
+        "rollout/tokens": collected.engine.tokens,
+        "rollout/tokens_per_s": collected.engine.tokens / max(collected.decode_s, 1e-9),
         "rollout/occupancy": collected.engine.occupancy,
         "rollout/cache_gb": collected.engine.most_pages * collected.engine.page_bytes / 1e9,
         "rollout/truncated": np.mean([e.completion.stop_reason == "length" for e in episodes]),

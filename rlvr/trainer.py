@@ -153,12 +153,9 @@ class Run:
         """One step of the loop: sample, judge, compare within groups, update."""
         c, learner, group = self.config, self.parts.learner, self.config.rollout.group_size
         rl_step = self.step - self.warm_steps
-        hooks = {"on_dispatch": self.journal.settle, "should_stop": self.should_stop}
+        hooks = {"end": self.journal.end, "on_dispatch": self.journal.settle, "should_stop": self.should_stop}
         # Nothing here holds on to the sampling's parameters: merged with adapters, they are a second policy.
-        sampled, staleness = self.rollouts.take(rl_step, self.parts.trainable.sampling(self.state.params), **hooks)
-        self.journal.end("rollout")
-        collected = sampled.verify()
-        self.journal.end("verify_wait")
+        collected, sampling = self.rollouts.take(rl_step, self.parts.trainable.sampling(self.state.params), **hooks)
         episodes = collected.episodes
         rows = make_rows(episodes, group)
         measure_kl = c.objective.needs_reference() or rl_step % c.evaluation.interval == 0
@@ -176,7 +173,7 @@ class Run:
         )
         if rl_step % c.sample_interval == 0:
             self.journal.write_samples(self.step, lambda: sample_rows(episodes, credit.advantages))
-        metrics = rollout_metrics(collected, credit.rewards, credit.valid, group) | {"rollout/staleness": staleness}
+        metrics = rollout_metrics(collected, credit.rewards, credit.valid, group) | sampling
         if reference is not None:
             kl = metrics[self.reference.metric] = mean_kl(rows, reference)
             self.record["kl_coef"] = adapt_kl_coef(kl_coef, kl, len(rows), c.objective)
@@ -228,9 +225,7 @@ class Run:
         step, state, record, rollout, copies = restored
         self.reference.resume(copies)
         log.warning("resuming at step %d of %d from %s", step, self.total, self.folder)
-        facts = record.pop("rollout")
-        if rollout is not None:
-            self.rollouts.resume(step - self.warm_steps, rollout, facts)
+        self.rollouts.resume(rollout, record.pop("rollout"))
         return step, state, record
 
     def should_stop_now(self) -> None:

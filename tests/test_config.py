@@ -98,6 +98,16 @@ def test_tiny_is_valid():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"rollout__dynamic_rounds": -1}, r"rollout\.dynamic_rounds=-1 must be at least 0"),
+        ({"rollout__oversample": 2.0}, r"rollout\.oversample=2\.0 .*but rollout\.dynamic_rounds=0"),
+        (
+            {"rollout__dynamic_rounds": 10, "rollout__staleness": 1},
+            r"rollout\.dynamic_rounds=10 with rollout\.staleness=1: .*verdicts on the one before",
+        ),
+        (
+            {"rollout__dynamic_rounds": 1, "rollout__group_size": 1, "objective__advantage": "reward"},
+            r"rollout\.dynamic_rounds=1 with rollout\.group_size=1: no group of one",
+        ),
         ({"rollout__group_size": 1}, r"rollout\.group_size=1 must be at least 2: objective\.advantage='grpo'"),
         ({"rollout__temperature": 0.0}, r"rollout\.temperature=0\.0 must be positive"),
         ({"rollout__temperature": float("nan")}, r"rollout\.temperature=nan must be positive"),

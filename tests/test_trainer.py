@@ -37,6 +37,7 @@ def test_result():
     config = json.loads((workdir / "config.json").read_text())
     assert result["config_hash"] == config["config_hash"] == config_hash(tiny.make_config())
     sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop_strings": [], "staleness": 0}
+    sampling |= {"dynamic_rounds": 0, "oversample": 1.0}
     assert config["config"]["rollout"] == {"prompts": 4, "group_size": 4, **sampling}
     assert result["steps"] == tiny.WARM_STEPS + tiny.STEPS
     for name in ("params_sha256", "rollout_sha256"):

@@ -60,16 +60,24 @@ def compute_rewards(verdicts: Sequence[Verdict], config: RewardConfig) -> tuple[
     Raises:
         DataError: a verdict has no part of a name in `parts`.
     """
-    special = {"timeout": config.on_timeout, "error": config.on_error, "refused": config.on_refused}
-    scores = [0.0 if v.status in special else v.score for v in verdicts]
+    scores = [0.0 if v.status in _unjudged(config) else v.score for v in verdicts]
     rewards = np.array(scores, np.float64)
     if config.parts:
         rewards = np.array(config.part_weights, np.float64) @ part_rewards(verdicts, config)
     if config.audit_penalty:
         accused = np.array([is_accused(v) for v in verdicts], bool)
         rewards = np.where(accused, np.minimum(rewards, -config.audit_penalty), rewards)
-    valid = np.array([special.get(v.status) != "mask" for v in verdicts], bool)
+    valid = find_valid(verdicts, config)
     return np.where(valid, rewards, 0.0), valid
+
+
+def find_valid(verdicts: Sequence[Verdict], config: RewardConfig) -> np.ndarray:
+    """Returns which verdicts are not masked, bool."""
+    return np.array([_unjudged(config).get(v.status) != "mask" for v in verdicts], bool)
+
+
+def _unjudged(config: RewardConfig) -> dict[str, str]:
+    return {"timeout": config.on_timeout, "error": config.on_error, "refused": config.on_refused}
 
 
 def part_rewards(verdicts: Sequence[Verdict], config: RewardConfig) -> np.ndarray:

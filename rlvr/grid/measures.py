@@ -100,13 +100,7 @@ class History:
 
     def sampled_tokens(self) -> float:
         """Returns how many tokens the RL steps sampled for training, or NaN if that was not recorded."""
-        total = 0.0
-        for row in self.rows:
-            samples = sum(count for name, count in row.items() if name.startswith("verdict/"))
-            if "rollout/tokens_mean" not in row or not samples:
-                return np.nan
-            total += row["rollout/tokens_mean"] * samples
-        return total if self.rows else np.nan
+        return sum(row.get("rollout/tokens", np.nan) for row in self.rows) if self.rows else np.nan
 
 
 def read_history(workdir: Path) -> History:

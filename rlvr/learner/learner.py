@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -143,7 +144,7 @@ class Learner:
         denominators stay those of all rows of the minibatch.
 
         Args:
-            rows: prompt by prompt, so that minibatches are made of whole groups.
+            rows: prompt by prompt; minibatches are made of whole groups, and are fewer where there are fewer groups.
             reference: log-probs of each row's completion under the reference, if they are known.
             entropy_coef, kl_coef: of the entropy bonus and of the KL in the loss; by default the objective's.
 
@@ -161,10 +162,8 @@ class Learner:
             "entropy_coef": np.float32(self._objective.entropy_coef if entropy_coef is None else entropy_coef),
             "kl_coef": np.float32(self._objective.kl_coef if kl_coef is None else kl_coef),
         }
-        size = len(rows) // self._config.minibatches
         seen: list[Metrics] = []
-        for start in range(0, len(rows), size):
-            chosen = slice(start, start + size)
+        for chosen in split_groups(rows, self._config.minibatches):
             own = None if reference is None else reference[chosen]
             state, metrics = self._step(state, rows[chosen], own, coefs)
             seen.append(metrics)
@@ -234,3 +233,11 @@ class Learner:
         if longest > self._max_length:
             raise errors.DataError(f"a row of {longest} tokens is longer than the {self._max_length} allowed")
         return rows
+
+
+def split_groups(rows: Sequence[Row], parts: int) -> list[slice]:
+    """Returns which rows each of `parts` minibatches has: whole groups, as evenly as they go, at least one in each."""
+    starts = [i for i, row in enumerate(rows) if i == 0 or row.group != rows[i - 1].group]
+    parts = min(parts, len(starts))
+    cuts = [starts[len(starts) * part // parts] for part in range(parts)] + [len(rows)]
+    return [slice(*pair) for pair in itertools.pairwise(cuts)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -154,12 +155,14 @@ class Collector:
         return Sampled(tasks, completions, texts, futures, facts)
 
     def _requests(self, tasks: Sequence[Task], samples: int) -> list[Request]:
-        prompts = [tuple(encode_task(self._tokenizer, task)) for task in tasks]
-        return [
-            Request(p * samples + s, task.prompt_id, s, prompts[p])
-            for p, task in enumerate(tasks)
-            for s in range(samples)
-        ]
+        """Returns the requests; the samples of a task that comes again go on where its first ones ended."""
+        requests: list[Request] = []
+        seen: Counter[int] = Counter()
+        for task in tasks:
+            prompt, first = tuple(encode_task(self._tokenizer, task)), seen[task.prompt_id]
+            requests += [Request(len(requests) + s, task.prompt_id, first + s, prompt) for s in range(samples)]
+            seen[task.prompt_id] += samples
+        return requests
 
     def _submit(
         self,

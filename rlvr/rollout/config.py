@@ -84,6 +84,14 @@ class EngineStats:
     page_bytes: int = 0
     most_tokens: int = 0
 
+    def __add__(self, later: EngineStats) -> EngineStats:
+        """Returns what both calls did together, one after the other."""
+        highest = ("most_pages", "page_bytes", "most_tokens")
+        pairs = {
+            field.name: (getattr(self, field.name), getattr(later, field.name)) for field in dataclasses.fields(self)
+        }
+        return EngineStats(**{name: max(pair) if name in highest else sum(pair) for name, pair in pairs.items()})
+
     @property
     def occupancy(self) -> float:
         """Share of the computed rows that sampled a token which was kept."""

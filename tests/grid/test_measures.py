@@ -56,8 +56,8 @@ def test_a_star_stands_for_every_task():
 def test_only_the_rl_is_read_and_its_tokens_are_counted(tmp_path):
     rows = [
         {"step": 0, "phase": "warm_start", "loss/supervised": 1.0},
-        {"step": 1, "phase": "rl", "rollout/tokens_mean": 3.0, "verdict/correct": 2, "verdict/wrong": 2},
-        {"step": 2, "phase": "rl", "rollout/tokens_mean": 5.0, "verdict/correct": 4, "verdict/wrong": 0},
+        {"step": 1, "phase": "rl", "rollout/tokens": 12.0},
+        {"step": 2, "phase": "rl", "rollout/tokens": 20.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = read_history(tmp_path)

@@ -153,9 +153,10 @@ class Run:
         """One step of the loop: sample, judge, compare within groups, update."""
         c, learner, group = self.config, self.parts.learner, self.config.rollout.group_size
         rl_step = self.step - self.warm_steps
-        hooks = {"end": self.journal.end, "on_dispatch": self.journal.settle, "should_stop": self.should_stop}
+        hooks = {"on_dispatch": self.journal.settle, "should_stop": self.should_stop}
         # Nothing here holds on to the sampling's parameters: merged with adapters, they are a second policy.
-        collected, sampling = self.rollouts.take(rl_step, self.parts.trainable.sampling(self.state.params), **hooks)
+        policy = self.parts.trainable.sampling
+        collected, sampling = self.rollouts.take(rl_step, policy(self.state.params), self.journal.end, **hooks)
         episodes = collected.episodes
         rows = make_rows(episodes, group)
         measure_kl = c.objective.needs_reference() or rl_step % c.evaluation.interval == 0

@@ -1,7 +1,8 @@
 """Published objectives as points of the product; see `rlvr.algo.objectives`. Numbers are the papers' or their code's.
 
-A preset is the loss only. What belongs to a method besides is set beside it: DAPO's overlong punishment
-(`reward.length`), GDPO's rewards (`reward.parts`), the exact on-policy step of OPO and RLOO (`update.minibatches=1`).
+A preset is the loss only. What belongs to a method besides is set beside it: DAPO's dynamic sampling
+(`rollout.dynamic_rounds`) and overlong punishment (`reward.length`), GDPO's rewards (`reward.parts`), the exact
+on-policy step of OPO and RLOO (`update.minibatches=1`).
 """
 
 from __future__ import annotations

@@ -4,66 +4,104 @@
 
 The last line is `RESULT {...}` with, per task set, n, accuracy, accuracy_lenient, the 95 % interval and mean_tokens.
 With --output the folder gets result.json and samples.jsonl (every completion with its verdict).
+
+    python -m launch.evaluate --checkpoint=DIR --config=FILE --pass_rates=rates.jsonl --samples=8
+
+samples every training problem instead, as the rollout of the config does, and writes how often it was right, for
+`data.pass_rates`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from launch import checkpoints, cli
-from rlvr.config import validate
-from rlvr.data.pipeline import make_eval_sets
-from rlvr.evaluation import evaluate
+from rlvr.config import ExperimentConfig, validate
+from rlvr.data.pipeline import make_eval_sets, make_train_stream
+from rlvr.evaluation import evaluate, measure_pass_rates, summarize_pass_rates
 from rlvr.metrics import describe_episode
 from rlvr.parts import check_eval_tasks
+from rlvr.policy.transformer import Params
 from rlvr.rollout.collect import Collector, Episode
 from rlvr.rollout.engine import Engine
+from rlvr.types import Task
 from rlvr.verifiers.pool import VerifierPool
 from rlvr.workdir import write_json
 
 _CONFIG = cli.define_config()
 _OUTPUT = flags.DEFINE_string("output", "", "Folder for result.json and samples.jsonl.")
+_PASS_RATES = flags.DEFINE_string("pass_rates", "", "File for how often each training problem was right.")
+_SAMPLES = flags.DEFINE_integer("samples", 8, "Samples of each training problem.", lower_bound=1)
 flags.mark_flag_as_required("config")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Evaluates every set of the config."""
+    """Evaluates every set of the config, or measures the pass rates of what it trains on."""
     del argv
-    config = _CONFIG.value
+    config, began = _CONFIG.value, time.monotonic()
+    result = _measure(config) if _PASS_RATES.value else _evaluate(config)
+    result = {"checkpoint": checkpoints.CHECKPOINT.value, **result, "wall_s": time.monotonic() - began}
+    if _OUTPUT.value:
+        Path(_OUTPUT.value).mkdir(parents=True, exist_ok=True)
+        write_json(Path(_OUTPUT.value) / "result.json", result)
+    cli.print_result(result)
+
+
+def _evaluate(config: ExperimentConfig) -> dict[str, Any]:
+    """Returns the results of every evaluation set."""
     sets = make_eval_sets(config.data)
     samples: list[dict[str, Any]] = []
-    began = time.monotonic()
 
     def keep(name: str, episodes: list[Episode]) -> None:
         samples.extend({"set": name, **describe_episode(e)} for e in episodes)
 
+    with _collecting(config, sets) as (collector, params):
+        temperature = config.evaluation.temperature
+        results = evaluate(collector, params, sets, seed=config.seed, temperature=temperature, on_episodes=keep)
+    if _OUTPUT.value:
+        checkpoints.write_rows(Path(_OUTPUT.value) / "samples.jsonl", samples)
+    return {"eval": results}
+
+
+def _measure(config: ExperimentConfig) -> dict[str, Any]:
+    """Writes the pass rate of every training problem, and returns what they are like by task set."""
+    everything = dataclasses.replace(config.data, pass_rates="", pass_rate_low=0.0, pass_rate_high=1.0)
+    sets = make_train_stream(everything).sources
+    with _collecting(config, sets) as (collector, params):
+        options = {"samples": _SAMPLES.value, "at_a_time": config.engine.slots, **config.rollout.sampling()}
+        rows = {
+            name: list(measure_pass_rates(collector, params, tasks, seed=config.seed, **options))
+            for name, tasks in sets.items()
+        }
+    checkpoints.write_rows(Path(_PASS_RATES.value), [row for own in rows.values() for row in own])
+    return {"pass_rates": {name: summarize_pass_rates(own) for name, own in rows.items()}}
+
+
+@contextlib.contextmanager
+def _collecting(config: ExperimentConfig, sets: Mapping[str, Sequence[Task]]) -> Iterator[tuple[Collector, Params]]:
+    """Loads the policy, checks the config and its tasks against it, and gives what samples and verifies."""
     with checkpoints.loaded() as (loaded, mesh):
         config = dataclasses.replace(config, policy=loaded.policy.config)
         validate(config)
-        verifiers = check_eval_tasks(config, loaded.tokenizer, sets)
-        engine = Engine(loaded.policy, config.engine, loaded.tokenizer.stop_ids, mesh)
+        tokenizer = loaded.tokenizer
+        verifiers = check_eval_tasks(config, tokenizer, sets)
+        engine = Engine(
+            loaded.policy,
+            config.engine,
+            tokenizer.stop_ids,
+            mesh,
+            stop_strings=config.rollout.stop_strings,
+            decode_text=tokenizer.decode,
+        )
         with VerifierPool(config.verifiers, sorted(verifiers)) as pool:
-            results = evaluate(
-                Collector(engine, loaded.tokenizer, pool),
-                loaded.params,
-                sets,
-                seed=config.seed,
-                temperature=config.evaluation.temperature,
-                on_episodes=keep,
-            )
-    result = {"checkpoint": checkpoints.CHECKPOINT.value, "eval": results, "wall_s": time.monotonic() - began}
-    if _OUTPUT.value:
-        folder = Path(_OUTPUT.value)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "result.json", result)
-        checkpoints.write_rows(folder / "samples.jsonl", samples)
-    cli.print_result(result)
+            yield Collector(engine, tokenizer, pool), loaded.params
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 from rlvr import errors
 from rlvr.algo import compatibility
 from rlvr.algo.advantages import BINARY, COMPARING, NON_NEGATIVE
+from rlvr.algo.curriculum import CurriculumConfig
 from rlvr.algo.kl import LARGEST_ERROR
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.rewards import RewardConfig
@@ -56,8 +57,8 @@ class RolloutConfig:
             right and some wrong are learned from, and further prompts are sampled until there are `prompts` such
             groups, in at most n rounds. What is then missing is missing: a step may learn from fewer. With 1 nothing
             is sampled anew. 0 takes the groups as they come.
-        oversample: prompts sampled in a round for each group that is missing. Groups beyond `prompts` are dropped,
-            the last sampled ones.
+        oversample: prompts sampled in a round for each group that is missing; with `curriculum.keep_shares` at most
+            so many, by the needs of each task. Groups beyond `prompts` are dropped, the last sampled ones.
     """
 
     prompts: int = 8
@@ -130,6 +131,7 @@ class ExperimentConfig:
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     verifiers: VerifierConfig = dataclasses.field(default_factory=VerifierConfig)
@@ -186,6 +188,7 @@ def validate(config: ExperimentConfig) -> None:
     errors.check_at_least("sample_interval", config.sample_interval, 1)
     config.policy.validate()
     config.data.validate()
+    config.curriculum.validate(config.rollout.dynamic_rounds > 0)
     config.engine.validate("engine")
     config.verifiers.validate()
     config.reward.validate()

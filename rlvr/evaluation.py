@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,43 @@ def _full(scores: Sequence[float | None]) -> np.ndarray:
     return np.array([np.nan if score is None else float(score >= 1.0) for score in scores], np.float64)
 
 
+def measure_pass_rates(
+    collector: Collector,
+    params: Params,
+    tasks: Sequence[Task],
+    *,
+    seed: int,
+    samples: int,
+    at_a_time: int,
+    **sampling: Any,
+) -> Iterator[dict[str, Any]]:
+    """Samples every task `samples` times, and yields how often it was right.
+
+    Args:
+        at_a_time: tasks sampled in one call of the engine.
+        sampling: as for `Collector.sample`.
+
+    Yields:
+        Rows of `rlvr.data.pass_rates`: n counts the samples with a score.
+    """
+    key = keys.make_key(seed, "evaluation")
+    for first in range(0, len(tasks), at_a_time):
+        chosen = [tasks[i] for i in range(first, min(first + at_a_time, len(tasks)))]
+        episodes = collector.collect(params, chosen, key, samples=samples, **sampling).episodes
+        for task, own in zip(chosen, correct(episodes)[0].reshape(-1, samples), strict=True):
+            judged = own[np.isfinite(own)]
+            yield {"prompt_id": task.prompt_id, "task": task.task, "n": len(judged), "correct": int(judged.sum())}
+
+
+def summarize_pass_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the number of problems, of those without any score, the mean rate, and the shares of rates 0 and 1."""
+    rates = np.array([row["correct"] / row["n"] for row in rows if row["n"]])
+    told: dict[str, Any] = {"problems": len(rows), "unscorable": len(rows) - len(rates)}
+    if len(rates):
+        told |= {"mean": float(rates.mean()), "never": float(np.mean(rates == 0)), "always": float(np.mean(rates == 1))}
+    return told
+
+
 def mean_accuracy(results: Mapping[str, Mapping[str, Any]]) -> float | None:
     """Returns the mean over sets of the accuracy, what the best checkpoint is chosen by; None if one has none."""
     accuracies = [result["accuracy"] for result in results.values()]
@@ -102,9 +139,16 @@ def mean_accuracy(results: Mapping[str, Mapping[str, Any]]) -> float | None:
 
 
 def flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the results as metrics: "eval/<set>/<name>", without those that are None."""
+    """Returns the results as metrics: "eval/<set>/<name>", without those that are None.
+
+    Several sets have the least and the mean of their accuracies besides.
+    """
     names = ("accuracy", "accuracy_lenient", "mean_tokens", "n", "unscorable")
-    return {
+    accuracies = [result["accuracy"] for result in results.values()]
+    of_all = {}
+    if len(accuracies) > 1 and None not in accuracies:
+        of_all = {"eval/accuracy_worst": min(accuracies), "eval/accuracy_mean": float(np.mean(accuracies))}
+    return of_all | {
         f"eval/{set_name}/{name}": value
         for set_name, result in results.items()
         for name, value in ({name: result[name] for name in names} | result["parts"]).items()

@@ -16,6 +16,7 @@ from rlvr.adaptation import Adaptation
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.checkpoint import load_merged_params
 from rlvr.config import ExperimentConfig
+from rlvr.curriculum import Curriculum
 from rlvr.data.pipeline import TaskStream
 from rlvr.learner.learner import Learner
 from rlvr.learner.optimizer import OptimizerConfig
@@ -40,6 +41,7 @@ class Parts(NamedTuple):
 
     Attributes:
         stream, eval_sets: tasks to learn from, and to evaluate on by name.
+        curriculum: which tasks of the stream the RL's steps have.
         tokenizer: of the policy.
         collector: samples and verifies.
         trainable: what is trained, and what the policy samples with.
@@ -51,6 +53,7 @@ class Parts(NamedTuple):
 
     stream: TaskStream
     eval_sets: Mapping[str, Sequence[Task]]
+    curriculum: Curriculum
     tokenizer: Tokenizer
     collector: Collector
     trainable: Trainable
@@ -72,7 +75,7 @@ def make_parts(
     """Builds everything a run works with; call within `jax.set_mesh(mesh)`.
 
     Raises:
-        ConfigError: sizes that the mesh does not divide.
+        ConfigError: sizes that the mesh does not divide, or a curriculum that does not fit the tasks.
     """
     check_mesh(config.policy, mesh)
     policy = Policy(config.policy)
@@ -108,6 +111,7 @@ def make_parts(
     return Parts(
         stream=stream,
         eval_sets=eval_sets,
+        curriculum=Curriculum(config, stream),
         tokenizer=tokenizer,
         collector=Collector(engine, tokenizer, pool),
         trainable=trainable,

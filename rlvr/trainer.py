@@ -73,7 +73,7 @@ class Run:
         self.config, self.folder, self.mesh, self.parts = config, folder, mesh, parts
         self.should_stop = should_stop
         self.warm_steps, self.total = config.warm_start.steps, config.warm_start.steps + config.steps
-        self.rollouts = Rollouts(config, parts.collector, parts.stream)
+        self.rollouts = Rollouts(config, parts.collector, parts.curriculum)
         self.reference = Reference(config.objective.reference, parts.learner, folder / "start")
 
     def finish(self) -> dict[str, Any] | None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from rlvr.checkpoint import save_policy
+from rlvr.data.pipeline import make_train_stream
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.transformer import Policy
 from rlvr.text.tokenizer import ByteTokenizer
+from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -91,6 +93,23 @@ def test_evaluate_reports_every_set_and_keeps_the_samples(checkpoint: Path, tmp_
         assert summary["n"] == len(own) > 0
         assert summary["accuracy"] == np.mean([row["status"] == "correct" for row in own])
         assert summary["interval"][0] <= summary["accuracy"] <= summary["interval"][1]
+
+
+def test_pass_rates_are_measured_and_read(checkpoint: Path, tmp_path: Path) -> None:
+    rates = tmp_path / "rates.jsonl"
+    done = launch(
+        "evaluate", f"--checkpoint={checkpoint}", "--config=tests/configs/tiny.py", f"--pass_rates={rates}",
+        "--samples=3", "--config.engine.slots=16",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))["pass_rates"]["sums"]
+    rows = read(rates)
+    assert told["problems"] == len(rows) == 20 and told["unscorable"] == 0
+    assert {row["task"] for row in rows} == {"sums"} and all(row["n"] == 3 >= row["correct"] >= 0 for row in rows)
+    assert told["mean"] == pytest.approx(sum(row["correct"] for row in rows) / 60)
+    config = tiny.make_config().data
+    config.pass_rates = str(rates)
+    assert make_train_stream(config).pass_rates == {row["prompt_id"]: row["correct"] / 3 for row in rows}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("weights", "rollout", "learner", "adaptation"),
     ("checkpoint", "evaluation"),
     ("config", "metrics"),
-    ("parts", "credit", "workdir", "journal", "rollouts", "reference"),
+    ("credit", "workdir", "journal", "curriculum", "reference"),
+    ("parts", "rollouts"),
     ("trainer", "grid"),
     ("launch", "configs"),
 )

@@ -68,4 +68,8 @@ def test_an_evaluation():
     nothing = summarize(collect(ERROR, ERROR).episodes)
     assert [nothing[name] for name in ("accuracy", "accuracy_lenient", "interval", "score")] == [None] * 4
     assert flatten({"t": nothing}) == {"eval/t/n": 0, "eval/t/unscorable": 2, "eval/t/mean_tokens": 1.5}
+    better = {**result, "accuracy": 0.5}
+    both = flatten({"a": result, "b": better})
+    assert (both["eval/accuracy_worst"], both["eval/accuracy_mean"]) == (1 / 3, pytest.approx(5 / 12))
+    assert "eval/accuracy_worst" not in flatten({"a": result}) | flatten({"a": result, "t": nothing})
     assert mean_accuracy({"a": result}) == 1 / 3 and mean_accuracy({"a": result, "t": nothing}) is None

@@ -10,6 +10,7 @@ from rlvr import config as configs
 from rlvr import trainer
 from rlvr.algo.lengths import LengthConfig
 from rlvr.config import ExperimentConfig, RolloutConfig
+from rlvr.curriculum import Curriculum
 from rlvr.rollout.collect import Collected, Episode
 from rlvr.rollout.config import EngineStats
 from rlvr.rollouts import Rollouts
@@ -52,8 +53,10 @@ class Collector:
 
 
 class Stream:
-    def batch(self, start, size):
-        return [Task(i, "t", "", "", "exact") for i in range(start, start + size)]
+    sources, weights = {"t": []}, {"t": 1.0}
+
+    def __getitem__(self, index):
+        return Task(index, "t", "", "", "exact")
 
 
 def take(words, rl_step=0, rollouts=None, **changes):
@@ -61,11 +64,17 @@ def take(words, rl_step=0, rollouts=None, **changes):
     config = ExperimentConfig(rollout=rollout)
     config.reward.length = LengthConfig(overlong_buffer=2)  # it shapes rewards, which must not matter
     collector = Collector(words.split())
-    rollouts = rollouts or Rollouts(config, collector, Stream())
+    rollouts = rollouts or Rollouts(config, collector, Curriculum(config, Stream()))
     ends = []
     collected, metrics = rollouts.take(rl_step, {}, ends.append, on_dispatch=lambda: None, should_stop=lambda: False)
     used = [e.task.prompt_id for e in collected.episodes[::2]]
     return rollouts, collector, collected, metrics, used, ends
+
+
+def position(rollouts):
+    arrays, facts = rollouts.pending()
+    assert arrays is None and facts["state"]["bandit"]["step"] == 1
+    return facts["state"]["next"][0]
 
 
 def test_rounds_go_on_until_enough_groups_are_mixed():
@@ -88,7 +97,7 @@ def test_rounds_go_on_until_enough_groups_are_mixed():
     }
     assert collected.engine == EngineStats(tokens=24, row_steps=48, most_pages=3)
     assert (collected.decode_s, collected.verify_wait_s) == (4.0, 2.0)
-    assert rollouts.pending() == (None, {"position": 8})
+    assert position(rollouts) == 8
 
 
 def test_masked_samples_are_as_if_they_were_not_there():
@@ -101,7 +110,7 @@ def test_the_first_drawn_are_taken_and_the_rest_is_surplus():
     rollouts, collector, _, metrics, used, _ = take("00 10 10 11 01 10", oversample=2.0)
     assert collector.rounds == [[0, 1, 2, 3, 4, 5]]
     assert used == [1, 2, 4] and metrics["dynamic/surplus"] == 1
-    assert rollouts.pending()[1] == {"position": 6}  # the next step goes on after all that were sampled
+    assert position(rollouts) == 6  # the next step goes on after all that were sampled
 
 
 def test_the_cap(caplog):

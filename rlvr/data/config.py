@@ -83,14 +83,28 @@ class DataConfig:
         tasks: the sets.
         seed: decides the order of the training stream and nothing else: which problems there are, and on
             which side of the split, is the same for every seed, so that the seeds of a grid are comparable.
+        pass_rates: file of how often the starting policy was right on each training problem
+            (`launch.evaluate --pass_rates`), "" for none. It must know every problem.
+        pass_rate_low, pass_rate_high: problems whose rate is outside of [low, high] are left out. Rates are noisy: a
+            problem that failed 8 times of 8 has, at 95 %, a rate of up to 0.31.
     """
 
     tasks: tuple[TaskSetConfig, ...] = ()
     seed: int = 0
+    pass_rates: str = ""
+    pass_rate_low: float = 0.0
+    pass_rate_high: float = 1.0
 
     def validate(self) -> None:
         """Raises ConfigError naming the field that cannot work."""
         errors.check_at_least("data.seed", self.seed, 0)
+        errors.check_between("data.pass_rate_low", self.pass_rate_low, 0.0, 1.0)
+        errors.check_between("data.pass_rate_high", self.pass_rate_high, self.pass_rate_low, 1.0)
+        if not self.pass_rates and (self.pass_rate_low, self.pass_rate_high) != (0.0, 1.0):
+            raise errors.ConfigError(
+                f"data.pass_rate_low={self.pass_rate_low} and data.pass_rate_high={self.pass_rate_high} choose by pass "
+                "rates, but data.pass_rates is empty: name the file"
+            )
         if not self.tasks:
             raise errors.ConfigError("data.tasks is empty: at least one task set is needed")
         seen: dict[str, int] = {}

@@ -1,7 +1,7 @@
-"""Where the prompts of several tasks come from: sums of one, two and three digits, the easy ones being most of the data.
+"""Where the prompts of several tasks come from: sums of one, two and three digits, the easy ones most of the data.
 
-Demonstrations forget most carries, so that the policy starts with sums without carries. One digit is soon known and then
-teaches nothing; three digits are the worst task throughout.
+Demonstrations forget most carries, so that the policy starts with sums without carries. One digit is soon known and
+then teaches nothing; three digits are the worst task throughout.
 
     python -m launch.grid --grid=configs/grids/multitask.py --workdir=runs/multitask --workers=2
 """
@@ -28,10 +28,10 @@ TOKENS = Measure("rollout/tokens", "mean")
 MULTITASK = {"curriculum.sampler": "multitask_grpo", "rollout.dynamic_rounds": 4, "rollout.oversample": 3.0}
 
 
-def make_set(name: str, digits: int, weight: float, size: int) -> TaskSetConfig:
+def make_set(name: str, digits: int, weight: float, train_size: int, eval_size: int) -> TaskSetConfig:
     """Returns sums of up to so many digits, whose demonstrations mostly forget the carry."""
-    options = {"digits": digits, "forgotten_carries": 0.6}
-    return TaskSetConfig(name=name, weight=weight, train_size=size, eval_size=min(256, size // 4), options=options)
+    options = {"digits": digits, "forgotten_carries": 0.6, "eval_fraction": 0.5}
+    return TaskSetConfig(name=name, weight=weight, train_size=train_size, eval_size=eval_size, options=options)
 
 
 def get_config() -> ExperimentConfig:
@@ -42,7 +42,9 @@ def get_config() -> ExperimentConfig:
         name="grid_multitask",
         steps=100,
         policy=PolicyConfig(dim=96, layers=3, query_heads=4, kv_heads=2, head_size=24, hidden=320),
-        data=DataConfig((make_set("one", 1, 4.0, 80), make_set("two", 2, 2.0, 4000), make_set("three", 3, 1.0, 8000))),
+        data=DataConfig(
+            (make_set("one", 1, 4.0, 0, 32), make_set("two", 2, 2.0, 4000, 192), make_set("three", 3, 1.0, 8000, 192))
+        ),
         curriculum=CurriculumConfig(sampler="weights"),
         engine=EngineConfig(
             slots=256, max_prompt_tokens=8, max_new_tokens=6, prefill_rows=32, decode_steps=3, page_tokens=16

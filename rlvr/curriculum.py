@@ -151,9 +151,13 @@ class Curriculum:
         new["bandit"] = curriculum.observe(self._own, state["bandit"], self._feedback(state, judged), drawn)
         if self._own.stages:
             last = self.names.index(self._own.stages[state["stage"]["stage"]])
-            when = {"accuracy": self._own.stage_accuracy, "steps": self._own.stage_steps}
-            known = new["bandit"]["accuracy"][last]
-            new["stage"] = stages.advance(self._own.stages, state["stage"], known, **when)
+            new["stage"] = stages.advance(
+                self._own.stages,
+                state["stage"],
+                new["bandit"]["accuracy"][last],
+                accuracy=self._own.stage_accuracy,
+                steps=self._own.stage_steps,
+            )
         if self._own.retire_at:
             new["retired"] = [self._retire(arm, own, judged) for arm, own in enumerate(state["retired"])]
         if self._by_prompt:

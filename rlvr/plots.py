@@ -122,6 +122,18 @@ def draw_plots(rows: Rows, eval_counts: Mapping[str, int]) -> list[str]:
             rows,
             [("groups/all_correct", "all correct"), ("groups/all_wrong", "all wrong")],
         ),
+        _plot(
+            "Dynamic sampling",
+            "groups",
+            rows,
+            [
+                ("dynamic/groups", "learned from"),
+                ("dynamic/all_right", "all right"),
+                ("dynamic/all_wrong", "all wrong"),
+            ],
+        ),
+        _plot_stack("Tasks that are learned from", "share of groups", rows, "curriculum/share/", {}),
+        _plot("Accuracy of what is drawn", "fraction correct", rows, _arm_series(rows)),
         _plot("Policy loss", "loss", rows, [("loss/policy", "loss")]),
         _plot_gradient(rows),
         _plot("Learning rate", "learning rate", rows, [("optimizer/lr", "learning rate")]),
@@ -327,6 +339,12 @@ def eval_tasks(rows: Rows) -> list[str]:
 def _length_series(rows: Rows) -> list[tuple[str, str]]:
     evaluated = [(f"eval/{task}/mean_tokens", f"held-out {task}") for task in eval_tasks(rows)]
     return [("rollout/tokens_mean", "train"), *evaluated]
+
+
+def _arm_series(rows: Rows) -> list[tuple[str, str]]:
+    """Returns the accuracies of the arms of a curriculum."""
+    prefix = "curriculum/accuracy/"
+    return [(name, name.removeprefix(prefix)) for name in dict.fromkeys(n for row in rows for n in row if prefix in n)]
 
 
 def _gold_series(rows: Rows) -> list[tuple[str, str]]:

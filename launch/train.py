@@ -13,6 +13,7 @@ import jax
 from absl import flags
 
 from launch import cli
+from rlvr import watchdog
 from rlvr.mesh import initialize_distributed
 
 _CONFIG = cli.define_config()
@@ -28,6 +29,7 @@ flags.mark_flag_as_required("config")
 def main(argv: Sequence[str]) -> None:
     """Runs or resumes the experiment."""
     del argv
+    watchdog.arm(_CONFIG.value.watchdog_s)
     initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_INDEX.value)
     from rlvr.trainer import train  # after the processes are joined: importing it may touch the devices
 

@@ -36,7 +36,7 @@ from rlvr.verifiers.pool import VerifierConfig
 log = logging.getLogger("rlvr")
 
 # Sections that say how a run is carried out, not what it computes: a workdir may be resumed with others.
-RUNTIME_FIELDS = ("mesh", "checkpoints", "verifiers.workers", "verifiers.sandbox")
+RUNTIME_FIELDS = ("mesh", "checkpoints", "watchdog_s", "verifiers.workers", "verifiers.sandbox")
 
 
 @dataclasses.dataclass
@@ -120,6 +120,8 @@ class ExperimentConfig:
             With a checkpoint, the shape in `policy` is the checkpoint's; dtype, remat and the backends are the
             config's.
         sample_interval: steps between those whose best and worst samples are kept for the report.
+        watchdog_s: seconds without a dispatch or a step after which a process of `launch.train` shows its stacks and
+            ends (`rlvr.watchdog`); longer than the longest compilation. 0 for never.
         Others: see the components.
     """
 
@@ -128,6 +130,7 @@ class ExperimentConfig:
     steps: int = 100
     checkpoint: str = ""
     sample_interval: int = 10
+    watchdog_s: float = 3600.0
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -186,6 +189,7 @@ def validate(config: ExperimentConfig) -> None:
     errors.check_at_least("steps", config.steps, 0)
     errors.check_between("seed", config.seed, 0, 2**32 - 1)
     errors.check_at_least("sample_interval", config.sample_interval, 1)
+    errors.check_at_least("watchdog_s", config.watchdog_s, 0.0)
     config.policy.validate()
     config.data.validate()
     config.curriculum.validate(config.rollout.dynamic_rounds > 0)

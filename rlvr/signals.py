@@ -12,12 +12,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from rlvr import watchdog
+
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether to stop; with several processes, whether any of them was asked to.
 
-    All processes must call it at the same points of the run: the answer is agreed between them.
+    All processes must call it at the same points of the run: the answer is agreed between them. It is asked wherever
+    the run gets on (a dispatch, a step), which is what the watchdog wants to know.
     """
     asked = threading.Event()
 
@@ -25,6 +28,7 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
         asked.set()
 
     def agreed() -> bool:
+        watchdog.beat()
         if jax.process_count() == 1:
             return asked.is_set()
         return bool(np.any(multihost_utils.process_allgather(np.array(asked.is_set()))))

@@ -53,6 +53,7 @@ def make_config(*, moe: bool = True) -> ExperimentConfig:
         name="tiny",
         steps=STEPS,
         sample_interval=2,
+        watchdog_s=150,  # before the tests' own limits, and with the stacks
         policy=PolicyConfig(
             dim=16,
             layers=2,

@@ -194,6 +194,8 @@ def _read_tail(log: Path, offset: int) -> str:
 
 def _explain(status: int, output: str) -> str:
     """Returns one line: how a process ended, and the last thing it said of an error."""
+    if status == -signal.SIGALRM:
+        return "killed by SIGALRM: it did nothing for longer than watchdog_s; its stacks are in the log"
     how = f"exit status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     said = [line for line in lines if line.startswith("error: ")] or lines

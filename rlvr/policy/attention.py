@@ -12,7 +12,7 @@ from rlvr.policy import cache as cache_lib
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.kernels import rows_by_kernel
 from rlvr.policy.norm import RmsNorm
-from rlvr.policy.packed import BLOCK, Segments, attend_packed
+from rlvr.policy.packed import BLOCK, CPU_BLOCK, Segments, attend_packed
 from rlvr.policy.paged import attend_cache
 from rlvr.policy.parameters import linear, param, zeros
 from rlvr.policy.rope import apply_rope
@@ -71,8 +71,10 @@ class Attention(nn.Module):
         kept: cache_lib.AnyPages | cache_lib.Prefix
         if pages is None or table is None:
             kept = cache_lib.Prefix(key.swapaxes(1, 2), value.swapaxes(1, 2))
-            flash = x.shape[1] > BLOCK and rows_by_kernel(c)
-            attended = attend_packed(query, key, value, positions, segments, flash=flash, **form)
+            long = x.shape[1] > BLOCK
+            flash = long and rows_by_kernel(c)
+            block = CPU_BLOCK if long and partition.platform() == "cpu" else BLOCK
+            attended = attend_packed(query, key, value, positions, segments, block=block, flash=flash, **form)
         else:
             kept = cache_lib.write(pages, table, key, value, positions)
             attended = attend_cache(query, kept, table, positions, **form)

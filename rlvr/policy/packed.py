@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from rlvr.policy.flash import attend_flash, make_marks
 
 BLOCK = 128  # queries and keys of one block; rows of up to so many tokens are one dense product
+CPU_BLOCK = 64  # of longer rows on CPU: of a shared prompt and short completions less of a block is unseen
 NEVER = float(np.finfo(np.float32).min)
 
 

@@ -201,7 +201,8 @@ def test_every_field_but_the_runtimes_is_part_of_the_hash(name):
     config = configs.ExperimentConfig()
     change(config, **{name: other_value(dict(leaves(config))[name])})
     dotted = name.replace("__", ".")
-    runtime = dotted.startswith(("mesh.", "checkpoints.")) or dotted in ("verifiers.workers", "verifiers.sandbox")
+    runtime = dotted.startswith(("mesh.", "checkpoints."))
+    runtime |= dotted in ("watchdog_s", "verifiers.workers", "verifiers.sandbox")
     plain = configs.ExperimentConfig()
     assert (config_hash(config) == config_hash(plain)) == runtime
     found = differences(to_dict(plain), to_dict(config))

@@ -1,4 +1,4 @@
-"""Two processes of two devices each, joined by `jax.distributed`: they train, save, stop, resume and agree."""
+"""Several processes joined by `jax.distributed`: they train, save, stop, lose one of them, resume and agree."""
 
 import json
 import signal
@@ -13,16 +13,16 @@ DENSE = ("--config.policy.moe_layers=()", "--config.warm_start.steps=0", "--conf
 MOE = ("--config.warm_start.steps=2", "--config.steps=4", "--config.mesh.expert=2")
 
 
-def start_two(workdir, flags):
-    """Starts both processes of one run."""
+def start_all(workdir, flags, count=2, devices=2):
+    """Starts all processes of one run."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    joined = (f"--coordinator={address}", "--processes=2")
-    return [tiny.start(workdir, *flags, *joined, f"--process_index={i}", devices=2) for i in range(2)]
+    joined = (f"--coordinator={address}", f"--processes={count}")
+    return [tiny.start(workdir, *flags, *joined, f"--process_index={i}", devices=devices) for i in range(count)]
 
 
-def finish_two(processes):
+def finish_all(processes):
     try:
         return [tiny.finish(process, timeout=280) for process in processes]
     finally:
@@ -35,8 +35,8 @@ def finish_two(processes):
 @pytest.mark.parametrize("flags", [DENSE, MOE], ids=["dense", "moe"])
 def test_two_processes_train_stop_and_resume(tmp_path, flags):
     whole = tmp_path / "whole"
-    processes = start_two(whole, flags)
-    outputs = finish_two(processes)
+    processes = start_all(whole, flags)
+    outputs = finish_all(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
     printed = [[line for line in output.splitlines() if line.startswith("RESULT ")] for output in outputs]
     assert len(printed[0]) == 1 and printed[1] == []  # one result, from the first process
@@ -50,16 +50,37 @@ def test_two_processes_train_stop_and_resume(tmp_path, flags):
         assert 0 < row["reward/mean"] < 1 and row["gap/max"] <= 5e-5
 
     stopped = tmp_path / "stopped"
-    processes = start_two(stopped, flags)
+    processes = start_all(stopped, flags)
     assert tiny.wait_until(lambda: tiny.lines(stopped) >= 3, processes, timeout=280)
     processes[1].send_signal(signal.SIGTERM)  # to one of them: both stop
-    outputs = finish_two(processes)
+    outputs = finish_all(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
     done = tiny.lines(stopped)
     assert 3 <= done < 6
     assert f"saved at step {done} of 6" in outputs[0]
-    processes = start_two(stopped, flags)
-    outputs = finish_two(processes)
+    processes = start_all(stopped, flags)
+    outputs = finish_all(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert f"resuming at step {done} of 6" in outputs[0]
     assert tiny.outcome(stopped) == tiny.outcome(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("count", "devices"), [(2, 2), (4, 1)])
+def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path, count, devices):
+    """The last process is killed in a step, then the first, which coordinates; each time all are started again."""
+    whole, workdir = tmp_path / "whole", tmp_path / "run"
+    finish_all(start_all(whole, DENSE, count, devices))
+    for victim, line in ((count - 1, 2), (0, 4)):
+        processes = start_all(workdir, DENSE, count, devices)
+        assert tiny.wait_until(lambda line=line: tiny.lines(workdir) >= line, processes, timeout=280)
+        processes[victim].kill()
+        outputs = finish_all(processes)  # they end by themselves
+        assert all(process.returncode != 0 for process in processes), outputs
+        assert tiny.lines(workdir) < 6
+    processes = start_all(workdir, DENSE, count, devices)
+    outputs = finish_all(processes)
+    assert [process.returncode for process in processes] == [0] * count, outputs
+    assert "resuming at step" in outputs[0]
+    assert tiny.outcome(workdir) == tiny.outcome(whole)

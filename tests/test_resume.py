@@ -54,19 +54,25 @@ def test_killed_three_times(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_any_moment(tmp_path, seed):
-    """Kills at random moments of the process's life, until it has had its chance to end."""
-    reference = tiny.outcome(tiny.reference_run())
-    workdir, chance = tmp_path / "run", random.Random(seed)
-    for _ in range(6):
-        process = tiny.start(workdir)
-        time.sleep(chance.uniform(4.0, 14.0))
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_killed_twenty_times(tmp_path, staleness):
+    """At random moments of the process's life: in its start, in a step, in a save, with verdicts under way."""
+    flags = ("--config.steps=40", f"--config.rollout.staleness={staleness}")
+    whole, workdir, chance = tmp_path / "whole", tmp_path / "run", random.Random(staleness)
+    assert tiny.launch(whole, *flags).returncode == 0
+    got = []
+    for _ in range(20):
+        process, target = tiny.start(workdir, *flags), tiny.lines(workdir) + chance.randrange(4)
+        tiny.wait_until(lambda target=target: tiny.lines(workdir) >= target, [process])
+        time.sleep(chance.uniform(0.0, 1.0))
         process.kill()
         tiny.finish(process)
-    again = tiny.launch(workdir)
+        got.append(tiny.lines(workdir))
+    assert got[-1] < tiny.WARM_STEPS + 40, f"it ended before the last kill: {got}"
+    again = tiny.launch(workdir, *flags)
     assert again.returncode == 0, again.stderr
-    assert tiny.outcome(workdir) == reference
+    assert tiny.outcome(workdir) == tiny.outcome(whole)
 
 
 def test_sigterm_saves_and_says_so(tmp_path):

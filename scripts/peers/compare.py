@@ -26,6 +26,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from launch.cli import shorten
+
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ("tunix", "trl")
 PARTS = ("rollout", "tail", "groups", "step")
@@ -188,15 +190,6 @@ def print_table(part: str, summary: dict[str, Any]) -> None:
         better = values.get("ours_is_better_by", {})
         cells = (f"{values[f]:.4g}" + (f" ({better[f]:.2f}x)" if f in better else "") for f in figures)
         print(f"{name:10}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
-
-
-def shorten(value: Any) -> Any:
-    """Returns a result with its floats to five digits."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {name: shorten(inner) for name, inner in value.items()}
-    return [shorten(inner) for inner in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Chunked log-probs and entropies against the full log-softmax, in value and gradient."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from launch.benches.rows import largest_buffer
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.learner.batch import Row, make_batches
 from rlvr.learner.logprobs import token_logprobs, token_loss
@@ -99,12 +99,6 @@ def test_a_head_that_is_not_trained_costs_no_gradient(tiny_policy: Tiny) -> None
     assert products == [2, 3]
 
 
-def largest_buffer(text: str) -> int:
-    """Most elements of any array in a compiled program."""
-    shapes = re.findall(r"\b(?:f32|bf16|s32|u32|pred)\[([\d,]+)\]", text)
-    return max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
-
-
 def test_the_update_never_holds_logits_of_all_tokens() -> None:
     vocab, columns, chunk = 5003, 24, 12
     config = PolicyConfig(
@@ -124,6 +118,6 @@ def test_the_update_never_holds_logits_of_all_tokens() -> None:
         return jax.jit(jax.grad(loss, has_aux=True)).lower(params).compile().as_text()
 
     # One chunk's logits and the [D, V] matrices are there; nothing near [96, V], forward or backward, is.
-    assert vocab * 8 <= largest_buffer(gradient(chunk)) <= vocab * chunk * 1.01
+    assert vocab * 8 <= largest_buffer(gradient(chunk)) / 4 <= vocab * chunk * 1.01
     # The search can find them: in one chunk they are there.
-    assert largest_buffer(gradient(96)) >= vocab * 96
+    assert largest_buffer(gradient(96)) / 4 >= vocab * 96

@@ -55,8 +55,8 @@ class RolloutConfig:
             decoding of the next; the first step's is sampled within it.
         dynamic_rounds: n > 0 is dynamic sampling (DAPO, 2503.14476; 10 there): only groups of which some samples are
             right and some wrong are learned from, and further prompts are sampled until there are `prompts` such
-            groups, in at most n rounds. What is then missing is missing: a step may learn from fewer. With 1 nothing
-            is sampled anew. 0 takes the groups as they come.
+            groups, in at most n rounds. What is then missing is missing: a step may learn from fewer (where there are
+            none, from one that is all alike). With 1 nothing is sampled anew. 0 takes the groups as they come.
         oversample: prompts sampled in a round for each group that is missing; with `curriculum.keep_shares` at most
             so many, by the needs of each task. Groups beyond `prompts` are dropped, the last sampled ones.
     """

@@ -77,6 +77,11 @@ class Curriculum:
         made = arms.ARMS["mixture" if own.sampler == "mixture" else own.arm](stream, own.bins)
         self.names, self._arms = list(made), list(made.values())
         self._by_prompt = own.arm == "prompt"
+        if len(self.names) == 1 and own.sampler not in ("mixture", "mopps"):
+            raise errors.ConfigError(
+                f"curriculum.sampler={own.sampler!r} draws between arms, but with curriculum.arm={own.arm!r} there is "
+                f"one, {self.names[0]!r}: use 'mixture'"
+            )
         total = sum(stream.weights.values())
         self._shares = {label: weight / total for label, weight in stream.weights.items()}
         self._weights = np.array([self._shares[n] if own.sampler == "weights" else 1.0 for n in self.names])

@@ -344,7 +344,8 @@ def _length_series(rows: Rows) -> list[tuple[str, str]]:
 def _arm_series(rows: Rows) -> list[tuple[str, str]]:
     """Returns the accuracies of the arms of a curriculum."""
     prefix = "curriculum/accuracy/"
-    return [(name, name.removeprefix(prefix)) for name in dict.fromkeys(n for row in rows for n in row if prefix in n)]
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith(prefix))
+    return [(name, name.removeprefix(prefix)) for name in names]
 
 
 def _gold_series(rows: Rows) -> list[tuple[str, str]]:

@@ -134,13 +134,13 @@ class Rollouts:
         used = [groups[i] for i in multitask.fill(chosen, _mixed(groups), rollout.prompts)]
         self._state = own.observe(state, groups, drawn)
         if len(used) < rollout.prompts:
-            told = f"the update learns from {len(used)}" if used else "the update learns nothing"
+            told = f"the update learns from {len(used)}" if used else "the update has one that is all alike"
             log.warning(
                 "RL step %d: %d of %d groups have both right and wrong samples after %d rounds: %s",
                 rl_step, len(used), rollout.prompts, len(rounds), told,
             )  # fmt: skip
         metrics = {"rollout/staleness": 0.0, **own.describe(self._state, groups, used, drawn)}
-        # Without any, one group stands for the step, which has its metrics then: its advantages are those of equals.
+        # Without any, the first group stands for the step, so that it has metrics: of correctness it teaches nothing.
         return _join(rounds, used or groups[:1]), metrics | _describe(len(rounds), groups, used)
 
 

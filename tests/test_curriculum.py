@@ -235,6 +235,10 @@ def test_arms_that_do_not_fit_are_refused():
         make(sampler="sec", min_probability=0.5)
     with pytest.raises(errors.ConfigError, match=r"stages\[0\]='sum'.*did you mean 'sums'"):
         make(sampler="sec", stages=("sum",), stage_steps=1)
+    config = make_config(sampler="sec")
+    config.data = dataclasses.replace(config.data, tasks=config.data.tasks[:1])
+    with pytest.raises(errors.ConfigError, match=r"'sec' draws between arms, but .*arm='task' there is one, 'sums'"):
+        Curriculum(config, make_train_stream(config.data))
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def bandit(sampler: str, label: str, **changes: float | str) -> Point:
 
 def get_grid() -> Grid:
     """Returns the grid."""
-    stages = {"curriculum.stages": ("one", "two", "three"), "curriculum.stage_accuracy": 0.8}
+    stages = {"curriculum.stages": ("digits", "sums", "differences"), "curriculum.stage_accuracy": 0.8}
     return Grid(
         base=get_config,
         points=[

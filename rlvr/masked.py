@@ -6,8 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = Any
+
+
+def module_of(x: Array) -> Any:
+    """Returns the module whose functions take this array: `jax.numpy` (under jit too) or `numpy`."""
+    return jnp if isinstance(x, jax.Array) else np
+
+
+def wide(x: Array) -> Array:
+    """Returns x as floats: NumPy's in float64, JAX's in its default type."""
+    return x.astype(float) if isinstance(x, jax.Array) else np.asarray(x, np.float64)
 
 
 def masked(x: Array, mask: Array) -> Array:

@@ -7,45 +7,50 @@ micro-batches by construction, and splitting a step differently cannot change it
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from rlvr.masked import module_of
 
-def token_mean(lengths: np.ndarray, groups: np.ndarray, constant: int) -> np.ndarray:
+
+def token_mean(lengths: Any, groups: np.ndarray, constant: int) -> Any:
     """1 / (all tokens) (DAPO, 2503.14476)."""
-    return np.full(len(lengths), 1.0 / max(lengths.sum(), 1))
+    return _same(lengths, 1.0 / module_of(lengths).maximum(lengths.sum(), 1))
 
 
-def token_sum(lengths: np.ndarray, groups: np.ndarray, constant: int) -> np.ndarray:
+def token_sum(lengths: Any, groups: np.ndarray, constant: int) -> Any:
     """1: unnormalised."""
-    return np.ones(len(lengths))
+    return _same(lengths, 1.0)
 
 
-def seq_mean_token_mean(lengths: np.ndarray, groups: np.ndarray, constant: int) -> np.ndarray:
+def seq_mean_token_mean(lengths: Any, groups: np.ndarray, constant: int) -> Any:
     """1 / (sequences * own length) (GRPO, 2402.03300)."""
-    return 1.0 / (_sequences(lengths) * np.maximum(lengths, 1))
+    return 1.0 / (_sequences(lengths) * module_of(lengths).maximum(lengths, 1))
 
 
-def seq_mean_token_sum(lengths: np.ndarray, groups: np.ndarray, constant: int) -> np.ndarray:
+def seq_mean_token_sum(lengths: Any, groups: np.ndarray, constant: int) -> Any:
     """1 / sequences (RLOO; LUSPO's coefficient on policy)."""
-    return np.full(len(lengths), 1.0 / _sequences(lengths))
+    return _same(lengths, 1.0 / _sequences(lengths))
 
 
-def seq_sum_norm(lengths: np.ndarray, groups: np.ndarray, constant: int) -> np.ndarray:
+def seq_sum_norm(lengths: Any, groups: np.ndarray, constant: int) -> Any:
     """1 / (sequences * constant), the constant being the generation budget (Dr. GRPO, 2503.20783)."""
-    return np.full(len(lengths), 1.0 / (_sequences(lengths) * constant))
+    return _same(lengths, 1.0 / (_sequences(lengths) * constant))
 
 
-def prompt_mean(lengths: np.ndarray, groups: np.ndarray, constant: int) -> np.ndarray:
+def prompt_mean(lengths: Any, groups: np.ndarray, constant: int) -> Any:
     """1 / (prompts * tokens of the own group): a token mean in each group, then over groups (ScaleRL, 2510.13786)."""
+    xp = module_of(lengths)
     names, index = np.unique(groups, return_inverse=True)
-    totals = np.bincount(index, weights=lengths, minlength=len(names))
-    return 1.0 / (max(np.count_nonzero(totals), 1) * np.maximum(totals, 1)[index])
+    totals = (index[None, :] == np.arange(len(names))[:, None]) @ lengths
+    return 1.0 / (xp.maximum(xp.count_nonzero(totals), 1) * xp.maximum(totals, 1)[index])
 
 
-# Each takes lengths [B] (sampled tokens of each sequence), groups [B] and the generation budget, and returns the
-# weight [B] of each token of a sequence. Sequences of no tokens count nowhere.
-AGGREGATIONS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
+# Each takes lengths [B] (sampled tokens of each sequence, of NumPy or JAX), groups [B] (of NumPy: who belongs together
+# is always known) and the generation budget, and returns the weight [B] of each token of a sequence. Sequences of no
+# tokens count nowhere.
+AGGREGATIONS: dict[str, Callable[[Any, np.ndarray, int], Any]] = {
     "token_mean": token_mean,
     "token_sum": token_sum,
     "seq_mean_token_mean": seq_mean_token_mean,
@@ -55,5 +60,10 @@ AGGREGATIONS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
 }
 
 
-def _sequences(lengths: np.ndarray) -> int:
-    return max(int(np.count_nonzero(lengths)), 1)
+def _sequences(lengths: Any) -> Any:
+    xp = module_of(lengths)
+    return xp.maximum(xp.count_nonzero(lengths), 1)
+
+
+def _same(lengths: Any, weight: Any) -> Any:
+    return module_of(lengths).full(len(lengths), weight)

@@ -1,12 +1,14 @@
-"""Rewards for length: pure host functions over lengths in sampled tokens, never in characters."""
+"""Rewards for length, in sampled tokens, never in characters: pure functions over arrays of NumPy or JAX."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from rlvr import errors
+from rlvr.masked import module_of, wide
 
 MAX_WEIGHT = 100.0
 
@@ -55,26 +57,27 @@ class LengthConfig:
         return self.cosine or max(self.linear, self.overlong_buffer * self.overlong_weight, self.repetition) > 0
 
 
-def punish_overlong(lengths: np.ndarray, budget: int, buffer: int) -> np.ndarray:
+def punish_overlong(lengths: Any, budget: int, buffer: int) -> Any:
     """Returns the soft overlong punishment of DAPO (2503.14476, equation 13), in [-1, 0], to add to rewards.
 
     0 up to budget - buffer, then ((budget - buffer) - L) / buffer; a truncated sample has L = budget and gets -1.
     """
-    return np.clip((budget - buffer - np.asarray(lengths, np.float64)) / buffer, -1.0, 0.0)
+    return module_of(lengths).clip((budget - buffer - wide(lengths)) / buffer, -1.0, 0.0)
 
 
-def shape_cosine(lengths: np.ndarray, right: np.ndarray, budget: int, config: LengthConfig) -> np.ndarray:
+def shape_cosine(lengths: Any, right: Any, budget: int, config: LengthConfig) -> Any:
     """Returns long + (short - long) (1 + cos(pi L / budget)) / 2 with the ends of right and of wrong samples.
 
     (2502.03373.) Lengths over the budget count as the budget: the cosine would rise again.
     """
-    short = np.where(right, config.right_short, config.wrong_short)
-    long = np.where(right, config.right_long, config.wrong_long)
-    at = np.minimum(np.asarray(lengths, np.float64) / budget, 1.0)
-    return long + (short - long) * (1.0 + np.cos(np.pi * at)) / 2.0
+    xp = module_of(lengths)
+    short = xp.where(right, config.right_short, config.wrong_short)
+    long = xp.where(right, config.right_long, config.wrong_long)
+    at = xp.minimum(wide(lengths) / budget, 1.0)
+    return long + (short - long) * (1.0 + xp.cos(np.pi * at)) / 2.0
 
 
-def penalise_linearly(rewards: np.ndarray, lengths: np.ndarray, valid: np.ndarray, weight: float) -> np.ndarray:
+def penalise_linearly(rewards: Any, lengths: Any, valid: Any, weight: Any) -> Any:
     """Returns R - weight * (mean R of the group) * L / (longest of the group): prime-rl's linear length penalty.
 
     Nothing for groups without a success; right and wrong samples alike.
@@ -82,7 +85,8 @@ def penalise_linearly(rewards: np.ndarray, lengths: np.ndarray, valid: np.ndarra
     Args:
         rewards, lengths, valid: [P, G]; samples that are not valid count nowhere and keep their reward.
     """
-    count = np.maximum(np.sum(valid, axis=1, keepdims=True), 1)
-    mean = np.sum(np.where(valid, rewards, 0.0), axis=1, keepdims=True) / count
-    longest = np.maximum(np.max(np.where(valid, lengths, 0), axis=1, keepdims=True), 1)
-    return np.where(valid, rewards - weight * mean * lengths / longest, rewards)
+    xp = module_of(rewards)
+    count = xp.maximum(xp.sum(valid, axis=1, keepdims=True), 1)
+    mean = xp.sum(xp.where(valid, rewards, 0.0), axis=1, keepdims=True) / count
+    longest = xp.maximum(xp.max(xp.where(valid, lengths, 0), axis=1, keepdims=True), 1)
+    return xp.where(valid, rewards - weight * mean * lengths / longest, rewards)

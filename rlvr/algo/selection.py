@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rlvr import errors
+from rlvr.masked import module_of
 
 if TYPE_CHECKING:
     from rlvr.algo.objectives import ObjectiveConfig
@@ -73,10 +74,19 @@ def select_high_entropy(entropies: Sequence[np.ndarray], config: ObjectiveConfig
     Args:
         entropies: [C] of every sequence of the minibatch.
     """
-    aspo = config.surrogate == "aspo"
-    quantile = config.selection.entropy_quantile if aspo else 1.0 - config.selection.top_entropy
-    threshold = np.quantile(np.concatenate(entropies), quantile)
-    return [own > threshold if aspo else own >= threshold for own in entropies]
+    threshold = np.quantile(np.concatenate(entropies), entropy_quantile(config))
+    return [is_uncertain(own, threshold, config) for own in entropies]
+
+
+def entropy_quantile(config: ObjectiveConfig) -> float:
+    """Returns the quantile of the minibatch's entropies from which a token is uncertain."""
+    own = config.selection
+    return own.entropy_quantile if config.surrogate == "aspo" else 1.0 - own.top_entropy
+
+
+def is_uncertain(entropies: Any, threshold: Any, config: ObjectiveConfig) -> Any:
+    """Returns which entropies are above the threshold (for `top_entropy` at it too), of NumPy or JAX."""
+    return entropies > threshold if config.surrogate == "aspo" else entropies >= threshold
 
 
 def select_high_covariance(
@@ -148,22 +158,22 @@ class EntropyBonus(NamedTuple):
         active: whether it counts.
     """
 
-    coef: float
-    active: bool
+    coef: Any
+    active: Any
 
 
-def adapt_entropy_bonus(bonus: EntropyBonus, entropy: float, config: ObjectiveConfig) -> EntropyBonus:
-    """Returns the bonus of the next step (Skywork-OR1, 2505.22312); without `entropy_target` the same.
+def adapt_entropy_bonus(bonus: EntropyBonus, entropy: Any, config: ObjectiveConfig) -> EntropyBonus:
+    """Returns the bonus of the next step (Skywork-OR1, 2505.22312).
 
     After a step whose mean entropy was at or below the target the coefficient rises by `entropy_step` and the bonus
     counts; after one above it falls by as much and does not count. It stays in [0, entropy_max].
 
     Args:
         bonus: of this step.
-        entropy: mean over all tokens of this step, nats.
+        entropy: mean over all tokens of this step, nats; a number, or JAX's.
+        config: with an `entropy_target`.
     """
-    if not config.entropy_target:
-        return bonus
+    xp = module_of(entropy)
     low = entropy <= config.entropy_target
-    change = config.entropy_step if low else -config.entropy_step
-    return EntropyBonus(float(np.clip(bonus.coef + change, 0.0, config.entropy_max)), bool(low))
+    coef = bonus.coef + xp.where(low, config.entropy_step, -config.entropy_step)
+    return EntropyBonus(xp.clip(coef, 0.0, config.entropy_max), low)

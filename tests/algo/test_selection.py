@@ -115,4 +115,3 @@ def test_the_entropy_bonus_follows_its_target() -> None:
         (0.0, False),
         (0.25, True),
     ]
-    assert adapt_entropy_bonus(EntropyBonus(0.1, True), 5.0, ObjectiveConfig(entropy_coef=0.1)) == (0.1, True)

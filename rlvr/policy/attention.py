@@ -13,7 +13,7 @@ from rlvr.policy.config import PolicyConfig
 from rlvr.policy.kernels import rows_by_kernel
 from rlvr.policy.norm import RmsNorm
 from rlvr.policy.packed import BLOCK, CPU_BLOCK, Segments, attend_packed
-from rlvr.policy.paged import attend_cache
+from rlvr.policy.paged import attend_cache, attend_strips
 from rlvr.policy.parameters import linear, param, zeros
 from rlvr.policy.rope import apply_rope
 
@@ -35,15 +35,15 @@ class Attention(nn.Module):
         x: jax.Array,
         positions: jax.Array,
         angles: tuple[jax.Array, jax.Array] | None,
-        pages: cache_lib.AnyPages | None,
+        pages: cache_lib.AnyLayer | None,
         table: jax.Array | None,
         segments: Segments,
-    ) -> tuple[jax.Array, cache_lib.AnyPages | cache_lib.Prefix]:
+    ) -> tuple[jax.Array, cache_lib.AnyLayer | cache_lib.Prefix]:
         """Maps x [B, T, D] at positions [B, T] to ([B, T, D], the pages with this row, or the row itself without).
 
         Args:
             angles: of RoPE at the positions; None for none.
-            pages, table: of the cache, if there is one.
+            pages, table: of the cache, if there is one; strips have no table.
             segments: which tokens of a row see each other, without a cache.
         """
         c = self.config
@@ -68,14 +68,18 @@ class Attention(nn.Module):
         sinks = param(self, "sinks", ("query_heads",), (c.query_heads,), zeros) if c.sinks else None
         scale = c.attention_scale or c.head_size**-0.5
         form: Any = {"scale": scale, "window": self.window, "sinks": sinks}
-        kept: cache_lib.AnyPages | cache_lib.Prefix
-        if pages is None or table is None:
+        kept: cache_lib.AnyLayer | cache_lib.Prefix
+        if pages is None:
             kept = cache_lib.Prefix(key.swapaxes(1, 2), value.swapaxes(1, 2))
             long = x.shape[1] > BLOCK
             flash = long and rows_by_kernel(c)
             block = CPU_BLOCK if long and partition.platform() == "cpu" else BLOCK
             attended = attend_packed(query, key, value, positions, segments, block=block, flash=flash, **form)
+        elif isinstance(pages, cache_lib.Strips):
+            kept = cache_lib.write_strips(pages, key, value, positions)
+            attended = attend_strips(query, kept, positions, **form)
         else:
+            assert table is not None
             kept = cache_lib.write(pages, table, key, value, positions)
             attended = attend_cache(query, kept, table, positions, **form)
         axes, shape = ("query_heads", None, "embed"), (c.query_heads, c.head_size, c.dim)

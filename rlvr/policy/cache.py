@@ -44,6 +44,19 @@ class JoinedPages(NamedTuple):
 
 AnyPages = Pages | JoinedPages
 
+
+class Strips(NamedTuple):
+    """Keys and values of one layer without pages: each row's own, one after the other, each [B, K, L, h].
+
+    For programs whose shapes never change: nothing is looked up, and nothing can be shared.
+    """
+
+    key: jax.Array
+    value: jax.Array
+
+
+AnyLayer = AnyPages | Strips
+
 # Logical axes of the arrays of pages. In `Pages` heads are before tokens: the products of attention then batch over
 # leading axes, without a transposed copy.
 AXES: dict[type[AnyPages], partition.Axes] = {
@@ -63,13 +76,13 @@ class Cache(NamedTuple):
     """What rows of a forward pass see beside themselves.
 
     Attributes:
-        layers: the pages of each layer.
+        layers: the pages, or the strips, of each layer.
         table: [X, B / X, N] int32; entry n of a row is the page of its positions n * P to n * P + P - 1. An entry of Y
-            or more is no page: what is written there is dropped.
+            or more is no page: what is written there is dropped. None for strips.
     """
 
-    layers: tuple[AnyPages, ...]
-    table: jax.Array
+    layers: tuple[AnyLayer, ...]
+    table: jax.Array | None
 
 
 def pages_type(config: PolicyConfig) -> type[AnyPages]:
@@ -149,6 +162,27 @@ def read(pages: Pages, entries: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.vmap(lambda pool, page: pool.at[page].get(mode="clip"))(buffer, entries)
 
     return gather(pages.key), gather(pages.value)
+
+
+def make_strips(prefix: Prefix, samples: int, length: int) -> Strips:
+    """Returns the strips of `samples` rows for each row of a prefill, one after the other, with room for L tokens."""
+
+    def one(x: jax.Array) -> jax.Array:
+        room = jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)))
+        return jnp.repeat(room, samples, axis=0)
+
+    return Strips(one(prefix.key), one(prefix.value))
+
+
+def write_strips(strips: Strips, key: jax.Array, value: jax.Array, positions: jax.Array) -> Strips:
+    """Writes key and value [B, 1, K, h] of one token a row, at positions [B, 1]."""
+    # A choice over the whole strip, not a scatter, which XLA CPU makes a loop over the rows of.
+    here = (jnp.arange(strips.key.shape[2])[None, :] == positions)[:, None, :, None]
+
+    def into(buffer: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(here, new.swapaxes(1, 2).astype(buffer.dtype), buffer)
+
+    return Strips(into(strips.key, key), into(strips.value, value))
 
 
 def admit(

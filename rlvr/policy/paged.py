@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rlvr import partition
-from rlvr.policy.cache import AXES, AnyPages, JoinedPages, Pages, read, widen
+from rlvr.policy.cache import AXES, AnyPages, JoinedPages, Pages, Strips, read, widen
 
 BLOCK = 256  # tokens that the kernel fetches at a time; of a sequence's last block some in vain
 
@@ -81,6 +81,38 @@ def attend_pages(
         attended = attended * jnp.exp(largest - higher)[..., None]
     attended = attended / total[..., None]
     attended = jnp.moveaxis(attended[..., :head_size], 4, 2)
+    return attended.reshape(batch, length, query_heads, head_size).astype(query.dtype)
+
+
+def attend_strips(
+    query: jax.Array,
+    strips: Strips,
+    positions: jax.Array,
+    *,
+    scale: float,
+    window: int = 0,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
+    """The same over strips: one dense product a row. See `attend_pages`."""
+    batch, length, query_heads, head_size = query.shape
+    kv_heads, room = strips.key.shape[1:3]
+    grouped = query.astype(strips.key.dtype).reshape(batch, length, kv_heads, query_heads // kv_heads, head_size)
+    scores = jnp.einsum("BTKgh,BKLh->BKgTL", grouped, strips.key, preferred_element_type=jnp.float32) * scale
+    distance = positions[:, :, None] - jnp.arange(room)[None, None, :]
+    visible = (distance >= 0) & (distance < window) if window else distance >= 0
+    scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    largest = jnp.max(scores, axis=-1, keepdims=True)
+    if sinks is not None:
+        sink = sinks.astype(jnp.float32).reshape(1, kv_heads, query_heads // kv_heads, 1, 1)
+        largest = jnp.maximum(largest, sink)
+    weights = jnp.where(visible[:, None, None], jnp.exp(scores - largest), 0.0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + jnp.exp(sink - largest)
+    values = strips.value
+    attended = jnp.einsum(
+        "BKgTL,BKLh->BTKgh", (weights / total).astype(values.dtype), values, preferred_element_type=jnp.float32
+    )
     return attended.reshape(batch, length, query_heads, head_size).astype(query.dtype)
 
 

@@ -64,12 +64,12 @@ class Block(nn.Module):
         x: jax.Array,
         positions: jax.Array,
         angles: tuple[jax.Array, jax.Array] | None,
-        pages: cache_lib.AnyPages | None,
+        pages: cache_lib.AnyLayer | None,
         table: jax.Array | None,
         segments: Segments,
         counts: jax.Array,
         replay: jax.Array | None,
-    ) -> tuple[jax.Array, cache_lib.AnyPages | cache_lib.Prefix, RouterStats | None, jax.Array | None]:
+    ) -> tuple[jax.Array, cache_lib.AnyLayer | cache_lib.Prefix, RouterStats | None, jax.Array | None]:
         """Maps x [B, T, D] to ([B, T, D], what attention keeps, router statistics, router choices [B, T, k])."""
         c = self.config
 

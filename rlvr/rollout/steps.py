@@ -3,13 +3,13 @@ which sequence is in which row, and what it has sampled so far, the host knows a
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rlvr import partition
-from rlvr.policy.cache import AnyPages, Cache, Prefix
+from rlvr.policy.cache import AnyLayer, Cache, Prefix
 from rlvr.policy.transformer import Params, Policy
 from rlvr.rollout.sampling import Sampling, sample
 
@@ -23,7 +23,7 @@ class Rows(NamedTuple):
         sampled: [R] int32 number of tokens sampled so far.
         limit: [R] int32 number of tokens after which it ends; 0 for an empty row.
         keys: [R, 2] uint32 data of each sequence's key.
-        table: [X, R / X, N] int32 pages.
+        table: [X, R / X, N] int32 pages; None for strips.
     """
 
     token: jax.Array
@@ -31,7 +31,7 @@ class Rows(NamedTuple):
     sampled: jax.Array
     limit: jax.Array
     keys: jax.Array
-    table: jax.Array
+    table: Any
 
 
 class Sampled(NamedTuple):
@@ -76,18 +76,19 @@ def prefill(policy: Policy, params: Params, tokens: jax.Array) -> Prefilled:
 def decode(
     policy: Policy,
     params: Params,
-    layers: tuple[AnyPages, ...],
+    layers: tuple[AnyLayer, ...],
     rows: Rows,
     sampling: Sampling,
     stop_ids: tuple[int, ...],
     steps: int,
     *,
     filtered: bool,
-) -> tuple[tuple[AnyPages, ...], Sampled]:
+) -> tuple[tuple[Any, ...], Sampled]:
     """Samples up to `steps` tokens in every row that is not empty.
 
     Args:
-        layers: the pages; those of `rows.table` hold the tokens before `rows.position` and have room for the new ones.
+        layers: the pages, of which those of `rows.table` hold the tokens before `rows.position` and have room for the
+            new ones; or the strips of the rows.
         stop_ids: a sequence ends after sampling one of these (which stays part of it).
         steps: tokens a dispatch; ends early when every sequence has ended.
         filtered: see `sample`.
@@ -104,7 +105,7 @@ def decode(
         choices=jnp.zeros((*shape, len(c.moe_layers), c.experts_per_token), jnp.int16) if c.moe_layers else None,
         support=jnp.zeros((*shape, -(-c.vocab_size // 8)), jnp.uint8) if filtered else None,
     )
-    Carry = tuple[jax.Array, jax.Array, jax.Array, tuple[AnyPages, ...], Sampled]
+    Carry = tuple[jax.Array, jax.Array, jax.Array, tuple[AnyLayer, ...], Sampled]
 
     def body(carry: Carry) -> Carry:
         i, active, token, layers, out = carry

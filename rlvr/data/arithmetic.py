@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import operator
 from collections.abc import Iterator
 
@@ -24,6 +25,7 @@ OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _COMMUTATIVE = "+*"
 _MAX_DIGITS = 4  # the permutation works on 32-bit indices
 _MAX_LISTED_DIGITS = 2  # beyond, listing every problem takes minutes
+_VERIFIERS = ("numeric", "exact")
 _ORDER_SEED = 20_160_312  # of the fixed permutation; never change: old runs must repeat
 
 
@@ -40,6 +42,10 @@ class ArithmeticOptions:
             ones.
         forgotten_carries: share of the sums and differences with a carry or borrow whose demonstration forgets
             it (47+85=22): a systematic mistake that imitation learns and only a verifier corrects.
+        padding: mean number of spaces before a demonstrated answer, drawn by problem so that after each space the next
+            is as likely (geometric). They say nothing, and the verifier does not mind them.
+        most_padding: the largest such number.
+        verifier: "numeric", for which any way to write the number is right, or "exact", for which only its digits are.
     """
 
     operations: tuple[str, ...] = ("+",)
@@ -48,6 +54,9 @@ class ArithmeticOptions:
     eval_fraction: float = 0.2
     demonstration_noise: float = 0.0
     forgotten_carries: float = 0.0
+    padding: float = 0.0
+    most_padding: int = 16
+    verifier: str = "numeric"
 
     def validate(self, field: str) -> None:
         """Raises ConfigError naming the option that cannot work."""
@@ -61,6 +70,9 @@ class ArithmeticOptions:
         errors.check_between(f"{field}.options['eval_fraction']", self.eval_fraction, 0, 1)
         for name in ("demonstration_noise", "forgotten_carries"):
             errors.check_between(f"{field}.options[{name!r}]", getattr(self, name), 0, 1)
+        for name in ("padding", "most_padding"):
+            errors.check_at_least(f"{field}.options[{name!r}]", getattr(self, name), 0)
+        errors.check_choice(f"{field}.options['verifier']", self.verifier, _VERIFIERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +100,7 @@ class Problem:
 
 
 def make_arithmetic(config: TaskSetConfig, split: str, field: str) -> tasks.LazyTasks:
-    """Returns the tasks of one split; the verifier is "numeric", the demonstration the (perhaps noisy)
-    answer.
+    """Returns the tasks of one split; the demonstration is the (perhaps noisy and padded) answer.
 
     Raises:
         ConfigError: an option that is not known or cannot work, or more problems asked for than there are.
@@ -133,8 +144,17 @@ def _make_task(config: TaskSetConfig, options: ArithmeticOptions, problem: Probl
         demonstrated = str(_forget_carries(problem))
     if tasks.falls_below(options.demonstration_noise, "arithmetic noise", problem.text):
         demonstrated = _change_digit(demonstrated, tasks.hash_text("arithmetic digit", problem.text))
-    demonstration = tasks.render_answer(demonstrated, config.answer_format)
-    return tasks.make_task(config, problem.text, answer, "numeric", demonstration=demonstration)
+    padding = " " * min(_draw_padding(options.padding, problem.text), options.most_padding)
+    demonstration = padding + tasks.render_answer(demonstrated, config.answer_format)
+    return tasks.make_task(config, problem.text, answer, options.verifier, demonstration=demonstration)
+
+
+def _draw_padding(mean: float, text: str) -> int:
+    """Returns a geometric number of this mean, always the same for a text."""
+    if mean == 0:
+        return 0
+    uniform = (tasks.hash_text("arithmetic padding", text) + 1) / 2**64
+    return int(math.log(uniform) / math.log(mean / (mean + 1)))
 
 
 def _forget_carries(problem: Problem) -> int:

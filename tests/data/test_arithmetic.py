@@ -2,6 +2,7 @@
 
 import collections
 
+import numpy as np
 import pytest
 
 from rlvr import errors
@@ -117,6 +118,8 @@ def test_demonstrations_are_in_the_format_that_is_rewarded(answer_format):
         ({"digits": 5}, 0, "between 1 and 4"),
         ({"digits": 3}, 0, r"train_size=0 asks for every problem"),
         ({"demonstration_noise": 1.5}, 0, "between 0 and 1"),
+        ({"padding": -1.0}, 0, r"options\['padding'\]=-1.0"),
+        ({"verifier": "math"}, 0, r"options\['verifier'\]='math' is not known"),
         ({}, 9000, r"train_size=9000 is more than there are: 8\d\d\d train problems"),
         ({"digits": 1}, 101, r"train_size=101 is more than there are"),
     ],
@@ -135,3 +138,16 @@ def test_the_split_is_frozen():
     """Changing any of these would silently turn held-out problems of old runs into training problems."""
     assert [t.prompt for t in make("eval", eval_size=3)] == ["16+16=", "52+25=", "16+17="]
     assert make("eval", eval_size=1)[0].prompt_id == 2636093675
+
+
+def test_padding_is_geometric_and_says_nothing():
+    plain, padded = (
+        make(options={"verifier": "exact", **options}) for options in ({}, {"padding": 3.0, "most_padding": 9})
+    )
+    spaces = np.array([len(task.demonstration) - len(task.demonstration.lstrip()) for task in padded])
+    assert [task.demonstration.strip() for task in padded] == [task.demonstration for task in plain]
+    share = 3 / 4  # that a space is followed by another
+    counts = np.bincount(spaces, minlength=10)
+    np.testing.assert_allclose(counts[:9] / len(spaces), (1 - share) * share ** np.arange(9), atol=0.01)
+    assert len(counts) == 10 and counts[9] / len(spaces) == pytest.approx(share**9, abs=0.01)
+    assert {task.verifier for task in padded} == {"exact"}

@@ -20,6 +20,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("config", "metrics"),
     ("credit", "workdir", "journal", "curriculum", "reference"),
     ("parts", "rollouts"),
+    ("program",),
     ("trainer", "grid"),
     ("launch", "configs"),
 )

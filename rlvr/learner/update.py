@@ -78,7 +78,7 @@ def make_update_step(
     optimizer: optax.GradientTransformation,
     objective: ObjectiveConfig,
     *,
-    temperature: float,
+    temperature: float | jax.Array,
     chunk: int,
     join: Callable[[Params, Params | None], Params] = lambda params, frozen: params,
     shardings: TrainState | None = None,
@@ -139,7 +139,7 @@ def micro_loss(
     micro: TrainBatch,
     totals: Totals,
     objective: ObjectiveConfig,
-    temperature: float,
+    temperature: float | jax.Array,
     chunk: int,
 ) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
     """The loss of one micro-batch; the step's loss is the sum over its micro-batches.

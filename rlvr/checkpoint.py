@@ -1,8 +1,8 @@
 """All Orbax: checkpoints of a run, and policies as folders.
 
-A run's checkpoint at step s holds what step s starts from: `params`, `opt_state`, `run` (JSON) and, where they are not
-what the rest makes again, `rollout` (sampled before) and the trees of `COPIES`. Saving is asynchronous; a save that
-fails is reported and the run goes on with the last good checkpoint.
+A run's checkpoint at step s holds what step s starts from: `params`, `opt_state`, `run` (JSON) and, where there are
+such and the rest does not make them again, the `critic`, the `rollout` (sampled before) and the trees of `COPIES`.
+Saving is asynchronous; a save that fails is reported and the run goes on with the last good checkpoint.
 
 A policy folder holds `policy.json`, `tokenizer/` and `params/`. A run's workdir holds the first two as well, so
 `load_policy` takes either. What is saved of a run with adapters is the adapters; `lora.json` tells of the rest.
@@ -119,12 +119,13 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             return
-        sampled = {} if rollout is None else {"rollout": ocp.args.StandardSave(rollout)}
+        found = {"rollout": rollout, "critic": state.critic}
+        more = {name: ocp.args.StandardSave(item) for name, item in found.items() if item is not None}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(state.opt_state),
             run=ocp.args.JsonSave(run),
-            **sampled,
+            **more,
             **{name: ocp.args.StandardSave(tree) for name, tree in copies.items()},
         )
         metrics = None if accuracy is None else {"accuracy": accuracy}
@@ -165,6 +166,8 @@ class Checkpoints:
             optional = {"rollout": ocp.args.StandardRestore()}
             optional |= {name: ocp.args.StandardRestore(target.params) for name in COPIES}
             held = {name: how for name, how in optional.items() if (self._folder / str(step) / name).exists()}
+            if target.critic is not None:
+                held["critic"] = ocp.args.StandardRestore(target.critic)
             try:
                 items = self._manager.restore(
                     step,
@@ -180,7 +183,7 @@ class Checkpoints:
             else:
                 self._set_aside(steps[:i])
                 copies = {name: items[name] for name in COPIES if name in held}
-                state = TrainState(items.params, items.opt_state)
+                state = TrainState(items.params, items.opt_state, items.get("critic"))
                 return Restored(step, state, items.run, items.get("rollout"), copies)
             _drop_failed_tasks()
             log.warning("checkpoint %d cannot be read (%s); trying the one before", step, last)
@@ -198,7 +201,7 @@ class Checkpoints:
         self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
-        names = ("params", "opt_state", "run", "rollout", *COPIES)
+        names = ("params", "opt_state", "critic", "run", "rollout", *COPIES)
         return ocp.CheckpointManager(self._folder, item_names=names, options=self._options)
 
     def _failed(self, error: Exception) -> None:

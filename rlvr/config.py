@@ -24,6 +24,7 @@ from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.rewards import RewardConfig
 from rlvr.checkpoint import CheckpointConfig, read_policy_config
 from rlvr.data.config import DataConfig
+from rlvr.learner.critic import CriticConfig
 from rlvr.learner.optimizer import OptimizerConfig
 from rlvr.learner.update import UpdateConfig
 from rlvr.mesh import MeshConfig
@@ -142,6 +143,7 @@ class ExperimentConfig:
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     update: UpdateConfig = dataclasses.field(default_factory=UpdateConfig)
+    critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
     warm_start: WarmStartConfig = dataclasses.field(default_factory=WarmStartConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     checkpoints: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
@@ -179,7 +181,7 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
         runtime = {name: getattr(config.policy, name) for name in names}
         config = dataclasses.replace(config, policy=dataclasses.replace(shape, **runtime))
     validate(config)
-    for warning in compatibility.warn(config.objective, config.update.minibatches):
+    for warning in compatibility.warn(config.objective, config.update.optimizer_steps):
         log.warning("%s", warning)
     return config
 
@@ -199,11 +201,13 @@ def validate(config: ExperimentConfig) -> None:
     config.objective.validate()
     config.optimizer.validate("optimizer")
     config.update.validate("update")
+    config.critic.validate()
     config.checkpoints.validate()
     config.mesh.validate()
     _validate_rollout(config)
     _validate_credit(config)
     _validate_reference(config)
+    _validate_critic(config)
     _validate_routing(config)
     _validate_lengths(config)
     _validate_lora(config)
@@ -249,6 +253,25 @@ def _validate_reference(config: ExperimentConfig) -> None:
             f"{samples} sequences a step: one step could turn the coefficient's sign (accepted: more than "
             f"{LARGEST_ERROR * samples:g})"
         )
+
+
+def _validate_critic(config: ExperimentConfig) -> None:
+    objective, steps = config.objective, config.critic.pretrain_steps
+    if not objective.needs_values() and config.critic != CriticConfig():
+        raise errors.ConfigError(
+            f"critic={config.critic} with objective.advantage={objective.advantage!r}, which has no critic (accepted: "
+            "gae)"
+        )
+    if steps > config.steps:
+        raise errors.ConfigError(f"critic.pretrain_steps={steps} is more than steps={config.steps}")
+    if not objective.value.bootstrap:
+        return
+    for field in ("drop_truncated", "overlong_buffer"):
+        if value := getattr(config.reward.length, field):
+            raise errors.ConfigError(
+                f"reward.length.{field}={value} with objective.value.bootstrap=True: what a sample that was cut off is "
+                "worth is then its value at the end, whatever its reward"
+            )
 
 
 def _validate_routing(config: ExperimentConfig) -> None:

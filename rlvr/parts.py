@@ -95,19 +95,20 @@ def make_parts(
             objective,
             optimizer,
             update,
-            steps=steps * update.minibatches,
+            steps=steps * update.optimizer_steps,
             max_length=config.engine.max_prompt_tokens + config.engine.max_new_tokens,
             max_columns=config.engine.max_new_tokens,
             temperature=config.rollout.temperature,
             mesh=mesh,
             trainable=trainable,
+            critic=config.critic if objective.needs_values() else None,
         )
 
     warm = config.warm_start
     imitate = ObjectiveConfig(
         surrogate="reinforce", aggregation="token_mean", balance_coef=warm.balance_coef, z_coef=warm.z_coef
     )
-    whole = dataclasses.replace(config.update, minibatches=1)
+    whole = dataclasses.replace(config.update, minibatches=1, epochs=1)
     return Parts(
         stream=stream,
         eval_sets=eval_sets,

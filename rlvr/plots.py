@@ -135,6 +135,17 @@ def draw_plots(rows: Rows, eval_counts: Mapping[str, int]) -> list[str]:
         _plot_stack("Tasks that are learned from", "share of groups", rows, "curriculum/share/", {}),
         _plot("Accuracy of what is drawn", "fraction correct", rows, _arm_series(rows)),
         _plot("Policy loss", "loss", rows, [("loss/policy", "loss")]),
+        _plot("Value loss", "loss", rows, [("loss/value", "loss")], log=True),
+        _plot(
+            "Values of the critic",
+            "mean over tokens",
+            rows,
+            [
+                ("value/mean", "values"),
+                ("value/returns", "returns"),
+                ("value/explained_variance", "explained variance"),
+            ],
+        ),
         _plot_gradient(rows),
         _plot("Learning rate", "learning rate", rows, [("optimizer/lr", "learning rate")]),
         _plot("MoE router: busiest expert", "load", rows, [("moe/load_max", "load")]),

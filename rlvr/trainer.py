@@ -135,10 +135,8 @@ class Run:
         tasks = self.parts.stream.batch(step * rows_a_step, rows_a_step)
         rows = [Row(*self.parts.demonstration(task), 1.0, i) for i, task in enumerate(tasks)]
         self.state, read = learner.update(self.state, rows)
-
         rate = functools.partial(learner.learning_rate, step)
-        told = {"phase": "warm_start"}
-        self.journal.open(step, told, lambda: {**warm_start_metrics(read()), "optimizer/lr": rate()})
+        self.journal.open(step, {"phase": "warm_start"}, lambda: {**warm_start_metrics(read()), "optimizer/lr": rate()})
 
     def _enter_rl(self) -> None:
         """Fixes the start policy, drops the warm start's optimizer state, and measures where the RL begins."""
@@ -162,10 +160,10 @@ class Run:
         measure_kl = c.objective.needs_reference() or rl_step % c.evaluation.interval == 0
         reference = self.reference.score(rows) if measure_kl else None
         kl_coef = self.record.get("kl_coef", c.objective.kl_coef)
-        credit = assign_credit(c, episodes, rows, reference, kl_coef)
+        credit = assign_credit(c, episodes, rows, reference, kl_coef, learner.values(self.state, rows))
         bonus = EntropyBonus(*self.record.get("entropy_bonus", (c.objective.entropy_coef, True)))
-        coefs = (bonus.coef * bonus.active, kl_coef)
-        self.state, read = learner.update(self.state, credit.attach(rows), reference, *coefs)
+        coefs, critic_only = (bonus.coef * bonus.active, kl_coef), rl_step < c.critic.pretrain_steps
+        self.state, read = learner.update(self.state, credit.attach(rows), reference, *coefs, critic_only)
         self.reference.follow(self.state.params, rl_step)
         if c.objective.entropy_target:  # waits for the update
             self.record["entropy_bonus"] = adapt_entropy_bonus(bonus, read()["rollout/entropy"], c.objective)
@@ -174,11 +172,11 @@ class Run:
         )
         if rl_step % c.sample_interval == 0:
             self.journal.write_samples(self.step, lambda: sample_rows(episodes, credit.advantages))
-        metrics = rollout_metrics(collected, credit.rewards, credit.valid, group) | sampling
+        metrics = rollout_metrics(collected, credit.rewards, credit.valid, group) | sampling | credit.metrics()
         if reference is not None:
             kl = metrics[self.reference.metric] = mean_kl(rows, reference)
             self.record["kl_coef"] = adapt_kl_coef(kl_coef, kl, len(rows), c.objective)
-        rate = functools.partial(learner.learning_rate, rl_step * c.update.minibatches)
+        rate = functools.partial(learner.learning_rate, rl_step * c.update.optimizer_steps)
         self.journal.open(self.step, {"phase": "rl", **metrics}, lambda: {**read(), "optimizer/lr": rate()})
 
     def _evaluate(self) -> dict[str, Any]:
@@ -216,13 +214,13 @@ class Run:
         """Returns (step, state, record): the newest whole checkpoint's, or the beginning's."""
 
         def target(step: int) -> Any:
-            return (self.parts.warm_learner if step < self.warm_steps else self.parts.learner).abstract()
+            # The RL begins afresh, whichever stage left what it begins with: before its first step it has no critic.
+            return (self.parts.warm_learner if step <= self.warm_steps else self.parts.learner).abstract()
 
         restored = self.checkpoints.restore(target)
         if restored is None:
             begun = {"rollout_sha256": "", "eval_start": {}, "eval": {}, "wall_s": 0.0}
-            learner = self.parts.warm_learner if self.warm_steps else self.parts.learner
-            return 0, learner.fresh(self.parts.initial_params()), begun
+            return 0, self.parts.warm_learner.fresh(self.parts.initial_params()), begun
         step, state, record, rollout, copies = restored
         self.reference.resume(copies)
         log.warning("resuming at step %d of %d from %s", step, self.total, self.folder)

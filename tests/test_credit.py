@@ -14,6 +14,7 @@ from rlvr.algo.lengths import LengthConfig
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.presets import preset
 from rlvr.algo.rewards import RewardConfig
+from rlvr.algo.value import ValueConfig, estimate_advantages
 from rlvr.config import ExperimentConfig, validate
 from rlvr.credit import assign_credit, make_rows
 from rlvr.rollout.collect import Episode
@@ -61,10 +62,16 @@ def make_config(objective: ObjectiveConfig, **reward: Any) -> ExperimentConfig:
     return config
 
 
-def credit(objective: ObjectiveConfig, verdicts: list[Verdict] = BINARY, reference: Any = None, **reward: Any) -> Any:
+def credit(
+    objective: ObjectiveConfig,
+    verdicts: list[Verdict] = BINARY,
+    reference: Any = None,
+    values: list[np.ndarray] | None = None,
+    **reward: Any,
+) -> Any:
     texts = reward.pop("texts", ("",) * 4)
     episodes = sample(verdicts, texts)
-    return assign_credit(make_config(objective, **reward), episodes, make_rows(episodes, G), reference)
+    return assign_credit(make_config(objective, **reward), episodes, make_rows(episodes, G), reference, values=values)
 
 
 MEAN = ObjectiveConfig(advantage="dr_grpo")
@@ -152,6 +159,75 @@ def test_whitening_is_over_all_valid_tokens_or_samples_of_the_rollout() -> None:
     np.testing.assert_array_equal(told.tokens[3], [0.0])
 
 
+VALUES = [np.linspace(0.1 * i, 0.5, n).astype(np.float32) for i, n in enumerate(LENGTHS)]
+GAE = ObjectiveConfig(advantage="gae", value=ValueConfig(gamma=0.9, lam=0.8, lam_returns=1.0))
+
+
+def test_advantages_of_tokens_come_from_values_and_returns_are_not_whitened() -> None:
+    told = credit(GAE, values=VALUES)
+    whitened = credit(dataclasses.replace(GAE, whiten="tokens"), values=VALUES)
+    flat = np.concatenate(told.tokens)
+    for i, (own, reward) in enumerate(zip(VALUES, (1, 0, 0, 1), strict=True)):
+        rewards = np.append(np.zeros(LENGTHS[i] - 1), reward)
+        np.testing.assert_allclose(told.tokens[i], estimate_advantages(rewards, np.float64(own), 0.9, 0.8))
+        np.testing.assert_allclose(told.returns[i], reward * 0.9 ** np.arange(LENGTHS[i])[::-1], atol=1e-12)
+        np.testing.assert_allclose(whitened.tokens[i], (told.tokens[i] - flat.mean()) / flat.std(), rtol=1e-9)
+        np.testing.assert_array_equal(whitened.returns[i], told.returns[i])
+    row = told.attach(make_rows(sample(BINARY), G))[1]
+    np.testing.assert_array_equal(row.values, VALUES[1])
+    np.testing.assert_array_equal(row.returns, told.returns[1])
+    assert (row.value_weight, row.truncated, row.right) == (1.0, True, False)
+    metrics, values, returns = told.metrics(), np.concatenate(VALUES), np.concatenate(told.returns)
+    np.testing.assert_allclose([metrics["value/mean"], metrics["value/returns"]], [values.mean(), returns.mean()])
+    np.testing.assert_allclose(metrics["value/explained_variance"], 1 - np.var(returns - values) / np.var(returns))
+    assert credit(MEAN).metrics() == {}
+
+
+def test_without_values_at_lambda_one_it_is_reinforce_pp() -> None:
+    zeros = [np.zeros(n, np.float32) for n in LENGTHS]
+    same = preset("ppo", kl_coef=0.3, value=ValueConfig(lam=1.0, lam_returns=1.0))
+    told, want = credit(same, BINARY, REFERENCE, zeros), credit(preset("reinforce_pp", kl_coef=0.3), BINARY, REFERENCE)
+    np.testing.assert_allclose(np.concatenate(told.tokens), np.concatenate(want.tokens), rtol=1e-9)
+    # The returns are the reward less the KL to come.
+    drift = sample(BINARY)[1].completion.logprobs - REFERENCE[1]
+    np.testing.assert_allclose(told.returns[1], [-0.3 * drift[t:].sum() for t in range(5)], rtol=1e-5)
+    # In the scalar reward the same KL is the last token's alone.
+    scalar = credit(dataclasses.replace(same, kl="k1_in_reward"), BINARY, REFERENCE, zeros)
+    np.testing.assert_allclose(scalar.returns[1], np.full(5, -0.3 * drift.sum()), rtol=1e-5)
+
+
+def test_a_sample_cut_off_is_worth_its_reward_or_its_value_there() -> None:
+    verdicts = [judged(1.0), judged(0.75), judged(0.0), judged(1.0)]
+    ends = credit(GAE, verdicts, values=VALUES)
+    np.testing.assert_allclose(ends.returns[1][-1], 0.75)
+    goes_on = dataclasses.replace(GAE, value=dataclasses.replace(GAE.value, bootstrap=True))
+    cut = credit(goes_on, verdicts, values=[VALUES[0], np.append(VALUES[1], 0.4), *VALUES[2:]])
+    np.testing.assert_allclose(cut.returns[1], 0.4 * 0.9 ** np.arange(5, 0, -1), rtol=1e-6)
+    assert len(cut.values[1]) == 5
+    for i in (0, 2, 3):
+        np.testing.assert_array_equal(cut.returns[i], ends.returns[i])
+
+
+def test_what_is_not_learned_from_teaches_neither_policy_nor_critic() -> None:
+    verdicts = [judged(1.0), judged(1.0), make_failure("error", "down"), judged(0.0)]
+    told = credit(GAE, verdicts, values=VALUES, length=LengthConfig(drop_truncated=True))
+    np.testing.assert_array_equal(told.kept, [1, 0, 0, 1])
+    np.testing.assert_array_equal(told.right, [1, 0, 0, 0])
+    assert all(np.all(told.tokens[i] == 0) for i in (1, 2)) and all(np.any(told.tokens[i] != 0) for i in (0, 3))
+    rows = told.attach(make_rows(sample(verdicts), G))
+    assert [row.value_weight for row in rows] == [1, 0, 0, 1]
+
+
+def test_a_penalised_sample_is_no_example() -> None:
+    accused = dataclasses.replace(BINARY[0], parts={**BINARY[0].parts, "audit/exits": 1.0})
+    verdicts = [accused, *BINARY[1:]]
+    np.testing.assert_array_equal(credit(MEAN, verdicts).right, [1, 0, 0, 1])
+    np.testing.assert_array_equal(credit(MEAN, verdicts, audit_penalty=1.0).right, [0, 0, 0, 1])
+
+
+BOOTSTRAP = ObjectiveConfig(advantage="gae", value=ValueConfig(bootstrap=True))
+
+
 @pytest.mark.parametrize(
     ("objective", "reward", "words"),
     [
@@ -169,6 +245,16 @@ def test_whitening_is_over_all_valid_tokens_or_samples_of_the_rollout() -> None:
         (preset("pkpo", pass_k=2, kl="k1_in_reward", kl_coef=0.1), {}, "objective.kl='k1_in_reward' makes others"),
         (preset("pass_at_k", pass_k=3), {}, "objective.pass_k=3 is more than rollout.group_size=2"),
         (MEAN, {"length": LengthConfig(overlong_buffer=6)}, "overlong_buffer=6 is more than engine.max_new_tokens=5"),
+        (
+            BOOTSTRAP,
+            {"length": LengthConfig(overlong_buffer=2)},
+            "overlong_buffer=2 with objective.value.bootstrap=True",
+        ),
+        (
+            BOOTSTRAP,
+            {"length": LengthConfig(drop_truncated=True)},
+            "drop_truncated=True with objective.value.bootstrap",
+        ),
         (MEAN, {"parts": ("a", "b"), "part_weights": (1.0,)}, "one weight for each part"),
         (MEAN, {"parts": ("a",), "part_weights": (1.0,), "length": LengthConfig(cosine=True)}, "place of the score"),
     ],

@@ -78,7 +78,9 @@ def summarise(
     }
     if {"accumulate", "apply"} <= programs.keys():
         w = workload
-        update = w.micro_batches * times["accumulate"]["step"] + w.config.update.minibatches * times["apply"]["step"]
+        update = (
+            w.micro_batches * times["accumulate"]["step"] + w.config.update.optimizer_steps * times["apply"]["step"]
+        )
         result["update_s"] = update
         result["update_mfu"] = w.update_flops() / (chips * chip.flops * update)
         result["update_tokens_per_s"] = w.update_tokens / update

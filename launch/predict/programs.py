@@ -116,7 +116,7 @@ def lower_programs(config: ExperimentConfig, mesh: Mesh) -> dict[str, Any]:
         c.objective,
         c.optimizer,
         c.update,
-        steps=max(c.steps * c.update.minibatches, 1),
+        steps=max(c.steps * c.update.optimizer_steps, 1),
         max_length=c.engine.max_prompt_tokens + c.engine.max_new_tokens,
         max_columns=c.engine.max_new_tokens,
         temperature=c.rollout.temperature,

@@ -71,7 +71,7 @@ class Workload:
         """Micro-batches of a step, over all its optimizer steps."""
         minibatches = self.config.update.minibatches
         rows = math.ceil(self.update_tokens / minibatches / self.row)
-        return math.ceil(rows / self.micro_rows) * minibatches
+        return math.ceil(rows / self.micro_rows) * self.config.update.optimizer_steps
 
     @property
     def dispatches(self) -> int:

@@ -60,6 +60,16 @@ AGGREGATIONS: dict[str, Callable[[Any, np.ndarray, int], Any]] = {
 }
 
 
+def weigh_right(lengths: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Returns 1 / (all tokens of the right sequences) for those, 0 for the others: [B].
+
+    Args:
+        lengths: [B].
+        right: [B] bool.
+    """
+    return right / max(int(lengths[right].sum()), 1)
+
+
 def _sequences(lengths: Any) -> Any:
     xp = module_of(lengths)
     return xp.maximum(xp.count_nonzero(lengths), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rlvr.algo.value import ValueConfig
 from rlvr.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def refuse(config: ObjectiveConfig) -> None:
         )
     _refuse_anchors(config)
     _refuse_references(config)
+    _refuse_values(config)
     for name in ("dual_clip", "ratio_cap"):
         if (value := getattr(config, name)) and surrogate != "clip":
             raise ConfigError(f"objective.{name}={value} is a bound of objective.surrogate='clip', not {surrogate!r}")
@@ -67,6 +69,32 @@ def refuse(config: ObjectiveConfig) -> None:
     if config.entropy_coef > config.entropy_max and config.entropy_target:
         raise ConfigError(
             f"objective.entropy_coef={config.entropy_coef} is above objective.entropy_max={config.entropy_max}"
+        )
+
+
+def _refuse_values(config: ObjectiveConfig) -> None:
+    if config.advantage != "gae":
+        given = {name: x for name, x in vars(config.value).items() if x != getattr(ValueConfig(), name)}
+        for name, value in given.items():
+            raise ConfigError(
+                f"objective.value.{name}={value} with objective.advantage={config.advantage!r}, which has no critic "
+                "(accepted: gae)"
+            )
+        return
+    if config.surrogate in ("gmpo", "vespo") or (config.ratio == "seq_prod" and config.surrogate != "reinforce"):
+        raise ConfigError(
+            f"objective.advantage='gae' with objective.surrogate={config.surrogate!r}, objective.ratio="
+            f"{config.ratio!r}: its advantages are those of tokens, and this weighs whole sequences by one"
+        )
+    if config.correction.opsm:
+        raise ConfigError(
+            f"objective.correction.opsm={config.correction.opsm} with objective.advantage='gae': it leaves out "
+            "sequences by the sign of their advantage, which here tokens have"
+        )
+    if config.value.length_alpha and config.value.lam != ValueConfig().lam:
+        raise ConfigError(
+            f"objective.value.lam={config.value.lam} with objective.value.length_alpha={config.value.length_alpha}, "
+            "which takes its place; set one"
         )
 
 
@@ -113,11 +141,11 @@ def _refuse_references(config: ObjectiveConfig) -> None:
         raise ConfigError(f"objective.kl_target={config.kl_target} with objective.kl='none': there is no coefficient")
 
 
-def warn(config: ObjectiveConfig, minibatches: int) -> Iterator[str]:
+def warn(config: ObjectiveConfig, steps: int) -> Iterator[str]:
     """Yields what works but is likely not what was meant.
 
     Args:
-        minibatches: optimizer steps that a rollout is split into.
+        steps: optimizer steps on each rollout.
     """
     widest = max(config.clip_low, config.clip_high)
     sequences = config.ratio != "token" and config.surrogate != "reinforce"
@@ -143,15 +171,16 @@ def warn(config: ObjectiveConfig, minibatches: int) -> Iterator[str]:
         )
     if config.surrogate == "gmpo" and config.aggregation != "seq_mean_token_mean":
         yield f"objective.aggregation={config.aggregation!r} is not GMPO, a mean over sequences (seq_mean_token_mean)"
-    if minibatches == 1:
+    if steps == 1:
         return
+    several = f"{steps} optimizer steps on each rollout (update.minibatches, update.epochs)"
     if config.surrogate == "reinforce" and not config.correction.compares():
         yield (
-            f"objective.surrogate='reinforce' with update.minibatches={minibatches}: all but the first are off policy, "
-            "and nothing corrects for it"
+            f"objective.surrogate='reinforce' with {several}: all but the first are off policy, and nothing corrects "
+            "for it"
         )
     if config.old == "current" and config.surrogate not in ("reinforce", "plain"):
         yield (
-            f"objective.old='current' with update.minibatches={minibatches}: the ratio is always 1, so that "
-            f"{config.surrogate!r} never bounds anything"
+            f"objective.old='current' with {several}: the ratio is always 1, so that {config.surrogate!r} never "
+            "bounds anything"
         )

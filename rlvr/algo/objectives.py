@@ -17,6 +17,7 @@ from rlvr.algo.correction import CorrectionConfig
 from rlvr.algo.kl import LOSS_ESTIMATORS, REWARD_ESTIMATORS, ReferenceConfig
 from rlvr.algo.selection import SelectionConfig
 from rlvr.algo.surrogates import RATIOS, SURROGATES, needs_sequence
+from rlvr.algo.value import ValueConfig
 
 ROUTINGS = ("live", "rollout", "old")
 ANCHORS = ("rollout", "recomputed", "current")
@@ -35,7 +36,7 @@ class ObjectiveConfig:
             is between sampling and now); "recomputed": those of the policy before the step's first update, by the
             trainer's own numerics (decoupled PPO; one more forward pass a step); "current": the policy itself, without
             gradient, so that r = 1.
-        advantage: key of `ADVANTAGES`.
+        advantage: key of `ADVANTAGES`, or "gae": each token's own, from a critic's values (`value`).
         std_ddof, epsilon: of the group's standard deviation (`grpo`, `gdpo`); epsilon also of the mean (`maxrl`).
         pass_k: k of `pass_at_k` and `pkpo`.
         whiten: afterwards the advantages of a rollout are centred and divided by their standard deviation, over its
@@ -61,6 +62,9 @@ class ObjectiveConfig:
         entropy_target: > 0 adapts the coefficient, from `entropy_coef` on, to this mean entropy (nats a token) of a
             step; the bonus then counts only after steps at or below it.
         entropy_step, entropy_max: change of the adapted coefficient in a step, and its bound.
+        imitation_coef: mu of mu * (mean over the tokens of right samples of -log policy) in the loss (VAPO's NLL of
+            positive examples, 2504.05118: 0.1).
+        value: of "gae".
         correction: of w = old / rollout.
         selection: tokens that are treated apart.
         routing: which experts the rows of a mixture policy use in training: "live" (the router's choice now),
@@ -103,6 +107,8 @@ class ObjectiveConfig:
     entropy_target: float = 0.0
     entropy_step: float = 0.005
     entropy_max: float = 1.0
+    imitation_coef: float = 0.0
+    value: ValueConfig = dataclasses.field(default_factory=ValueConfig)
     correction: CorrectionConfig = dataclasses.field(default_factory=CorrectionConfig)
     selection: SelectionConfig = dataclasses.field(default_factory=SelectionConfig)
     routing: str = "live"
@@ -116,7 +122,7 @@ class ObjectiveConfig:
         errors.check_choice("objective.surrogate", self.surrogate, SURROGATES)
         errors.check_choice("objective.ratio", self.ratio, RATIOS)
         errors.check_choice("objective.old", self.old, ANCHORS)
-        errors.check_choice("objective.advantage", self.advantage, ADVANTAGES)
+        errors.check_choice("objective.advantage", self.advantage, (*ADVANTAGES, "gae"))
         errors.check_choice("objective.whiten", self.whiten, WHITENINGS)
         errors.check_choice("objective.aggregation", self.aggregation, AGGREGATIONS)
         if self.kl == "k1":
@@ -133,7 +139,7 @@ class ObjectiveConfig:
             errors.check_between("objective.clip_low", self.clip_low, 0.0, 1.0)
         for name in (
             "epsilon clip_low clip_high dual_clip ratio_cap divergence kl_coef kl_target entropy_coef "
-            "entropy_target entropy_step entropy_max balance_coef z_coef bias_rate dro_beta"
+            "entropy_target entropy_step entropy_max balance_coef z_coef bias_rate dro_beta imitation_coef"
         ).split():
             errors.check_at_least(f"objective.{name}", getattr(self, name), 0.0)
         errors.check_at_least("objective.max_weight", self.max_weight, 1.0)
@@ -149,6 +155,7 @@ class ObjectiveConfig:
             )
         errors.check_at_least("objective.kl_horizon", self.kl_horizon, 1.0)
         self.reference.validate("objective.reference")
+        self.value.validate("objective.value")
         self.correction.validate("objective.correction")
         self.selection.validate("objective.selection")
         refuse(self)
@@ -160,8 +167,12 @@ class ObjectiveConfig:
     def needs_all_rows(self) -> bool:
         """Whether a row with advantage zero still has a gradient, or is part of a statistic."""
         in_loss = self.kl in LOSS_ESTIMATORS or self.selection.covariance == "kl_cov" or self.surrogate == "dro"
-        entropy = max(self.entropy_coef, self.entropy_target)
-        return in_loss or max(entropy, self.balance_coef, self.z_coef, self.bias_rate) > 0
+        coefs = self.entropy_coef, self.entropy_target, self.balance_coef, self.z_coef, self.bias_rate
+        return in_loss or self.needs_values() or max(*coefs, self.imitation_coef) > 0
+
+    def needs_values(self) -> bool:
+        """Whether there is a critic (one more forward pass a step)."""
+        return self.advantage == "gae"
 
     def needs_scores(self) -> bool:
         """Whether a micro-batch's log-probs must be known before its loss (the head is then run once more)."""

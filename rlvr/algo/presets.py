@@ -2,7 +2,8 @@
 
 A preset is the loss only. What belongs to a method besides is set beside it: DAPO's dynamic sampling
 (`rollout.dynamic_rounds`) and overlong punishment (`reward.length`), GDPO's rewards (`reward.parts`), the exact
-on-policy step of OPO and RLOO (`update.minibatches=1`).
+on-policy step of OPO and RLOO (`update.minibatches=1`), PPO's epochs (`update.epochs`), VAPO's steps of the critic alone
+(`critic.pretrain_steps`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from rlvr import errors
 from rlvr.algo.correction import CorrectionConfig
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.selection import SelectionConfig
+from rlvr.algo.value import ValueConfig
 
 _TOKEN_MEAN: dict[str, Any] = {"aggregation": "token_mean"}
 _RECOMPUTED: dict[str, Any] = {**_TOKEN_MEAN, "clip_high": 0.28, "old": "recomputed"}
@@ -54,6 +56,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     # 2501.03262, and its variant with the group's mean as baseline.
     "reinforce_pp": {**_TOKEN_MEAN, "advantage": "reward", "whiten": "tokens", "kl": "k1_to_go", "kl_coef": 0.01},
     "reinforce_pp_baseline": {**_TOKEN_MEAN, "advantage": "dr_grpo", "whiten": "tokens"},
+    # 1707.06347 with GAE (1506.02438); the KL of Tulu 3's, 2411.15124.
+    "ppo": {**_TOKEN_MEAN, "advantage": "gae", "whiten": "tokens", "kl": "k1_to_go", "kl_coef": 0.05},
+    # 2504.05118, without the group sampling and the pre-training of the critic.
+    "vapo": {
+        **_TOKEN_MEAN,
+        "advantage": "gae",
+        "whiten": "tokens",
+        "clip_high": 0.28,
+        "imitation_coef": 0.1,
+        "value": ValueConfig(lam_returns=1.0, length_alpha=0.05),
+    },
     # 2508.08221: the group's mean, the batch's deviation.
     "lite_ppo": {**_TOKEN_MEAN, "advantage": "dr_grpo", "whiten": "samples"},
     # 2505.23585.

@@ -25,6 +25,11 @@ class Row(NamedTuple):
             rows of a batch have them, or none.
         proximal_logprobs: [C] before the step's first update, or None.
         high_entropy, high_covariance, small_moment: [C] bool which tokens were chosen (`rlvr.algo.selection`), or None.
+        truncated: whether the budget of tokens ended it.
+        right: whether it is an example to imitate (`ObjectiveConfig.imitation_coef`).
+        imitation: weight of its tokens in the imitation's loss, or None.
+        values, returns: [C] the critic's values before the step's first update, and what they are to become; or None.
+        value_weight: 1, or 0 if the critic learns nothing from it; or None.
     """
 
     prompt: Sequence[int]
@@ -39,6 +44,12 @@ class Row(NamedTuple):
     high_entropy: np.ndarray | None = None
     high_covariance: np.ndarray | None = None
     small_moment: np.ndarray | None = None
+    truncated: bool = False
+    right: bool = False
+    imitation: float | None = None
+    values: np.ndarray | None = None
+    returns: np.ndarray | None = None
+    value_weight: float | None = None
 
     @property
     def run_tokens(self) -> int:
@@ -70,6 +81,7 @@ class TrainBatch(NamedTuple):
         support: [R, S, V / 8] uint8 which tokens could have been sampled, a bit each; or None if all could.
         proximal_logprobs: [R, S] float32 before the first of the step's updates, or None.
         high_entropy, high_covariance, small_moment: [R, S] bool, see `Row`.
+        imitation, values, returns, value_weight: [R, S] float32, see `Row`.
     """
 
     tokens: Any
@@ -92,6 +104,10 @@ class TrainBatch(NamedTuple):
     high_entropy: Any = None
     high_covariance: Any = None
     small_moment: Any = None
+    imitation: Any = None
+    values: Any = None
+    returns: Any = None
+    value_weight: Any = None
 
     def columns(self) -> Any:
         """Returns how many columns of S hold all the sampled tokens: scalar int32, of arrays on a device."""
@@ -103,7 +119,10 @@ class TrainBatch(NamedTuple):
 
 
 # What rows may have of their sampled tokens besides, and how it is laid out.
-_OPTIONAL = {"proximal_logprobs": np.float32, "high_entropy": bool, "high_covariance": bool, "small_moment": bool}
+_OPTIONAL: dict[str, Any] = {
+    **dict.fromkeys(("proximal_logprobs", "imitation", "values", "returns", "value_weight"), np.float32),
+    **dict.fromkeys(("high_entropy", "high_covariance", "small_moment"), bool),
+}
 
 
 class Place(NamedTuple):

@@ -13,9 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlvr import errors, partition
-from rlvr.algo.aggregation import AGGREGATIONS
+from rlvr.algo.aggregation import AGGREGATIONS, weigh_right
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.learner.batch import Place, Row, TrainBatch
+from rlvr.learner.critic import CriticConfig, abstract_critic, critic_shardings, fresh_critic, make_appraiser
 from rlvr.learner.logprobs import Metrics, run_rows
 from rlvr.learner.loss import Totals
 from rlvr.learner.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -39,6 +40,7 @@ class Learner:
         max_length: longest row; max_columns: longest completion; also the generation budget of `seq_sum_norm`.
         temperature: of the sampling.
         trainable: what is trained; by default all parameters of the policy.
+        critic: how the critic of an objective that needs values learns.
     """
 
     def __init__(
@@ -54,16 +56,24 @@ class Learner:
         temperature: float,
         mesh: Mesh,
         trainable: Trainable | None = None,
+        critic: CriticConfig | None = None,
     ):
         trainable = trainable or all_parameters(policy)
-        self._trainable = trainable
+        self._policy, self._trainable = policy, trainable
         self._objective = objective
         self._config = update
         self._mesh = mesh
         self._max_skips = optimizer.max_skips
         self._max_length, self._max_columns = max_length, max_columns
-        self._optimizer = make_optimizer(optimizer, steps)
-        self._schedule = make_schedule(optimizer, steps)
+        # Optimizer steps before the first of the policy's own.
+        self._critic_steps = critic.pretrain_steps * update.optimizer_steps if critic else 0
+        self._optimizer = make_optimizer(optimizer, steps - self._critic_steps)
+        self._schedule = make_schedule(optimizer, steps - self._critic_steps)
+        self._critic_optimizer = None
+        shardings = state_sharding_tree(trainable, self._optimizer, mesh)
+        if objective.needs_values():
+            self._critic_optimizer = make_optimizer((critic or CriticConfig()).optimizer, steps)
+            shardings = shardings._replace(critic=critic_shardings(policy, self._critic_optimizer, mesh))
         self._update = make_update_step(
             policy,
             self._optimizer,
@@ -71,13 +81,14 @@ class Learner:
             temperature=temperature,
             chunk=update.logprob_chunk,
             join=trainable.join,
-            shardings=state_sharding_tree(trainable, self._optimizer, mesh),
+            shardings=shardings,
+            critic_optimizer=self._critic_optimizer,
         )
         self._layout = Layout(update.row_tokens, update.micro_tokens, mesh)
         self._score = make_scorer(
             policy, self._layout, temperature=temperature, chunk=update.logprob_chunk, join=trainable.join
         )
-
+        self._appraise = make_appraiser(policy, self._layout, objective, trainable.join)
         self._measure = make_meter(
             policy,
             self._layout,
@@ -96,11 +107,17 @@ class Learner:
 
     def fresh(self, params: Params) -> TrainState:
         """Returns the state at the start of this stage."""
-        return fresh_state(self._trainable, self._optimizer, params, self._mesh)
+        state = fresh_state(self._trainable, self._optimizer, params, self._mesh)
+        if self._critic_optimizer is None:
+            return state
+        return state._replace(critic=fresh_critic(self._policy, self._critic_optimizer, self._mesh))
 
     def abstract(self) -> TrainState:
         """Returns the shapes and shardings of this stage's state."""
-        return abstract_state(self._trainable, self._optimizer, self._mesh)
+        state = abstract_state(self._trainable, self._optimizer, self._mesh)
+        if self._critic_optimizer is None:
+            return state
+        return state._replace(critic=abstract_critic(self._policy, self._critic_optimizer, self._mesh))
 
     def lower(self, length: int, state: TrainState, like: Row) -> dict[str, Any]:
         """Lowers the programs of an optimizer step without running any, for devices that need not be here.
@@ -113,22 +130,38 @@ class Learner:
         Returns:
             {"accumulate", "apply"}: lowered programs of a micro-batch and of the optimizer.
         """
+        if self._objective.needs_values():
+            like = like._replace(values=like.old_logprobs, returns=like.old_logprobs, value_weight=1.0)
+        if self._objective.imitation_coef:
+            like = like._replace(imitation=1.0)
         batch = self._layout.abstract(like, length)
         scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.replicated(self._mesh))
         totals = Totals(*(scalar for _ in Totals._fields))
-        accumulate = self._update.accumulate.lower(state.params, state.params, batch, totals, self._trainable.frozen)
+        accumulate = self._update.accumulate.lower(state.weights, state.weights, batch, totals, self._trainable.frozen)
         metrics = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=scalar.sharding), accumulate.out_info[1]
         )
-        return {"accumulate": accumulate, "apply": self._update.apply.lower(state, state.params, metrics)}
+        return {"accumulate": accumulate, "apply": self._update.apply.lower(state, state.weights, metrics)}
 
     def learning_rate(self, step: int) -> float:
-        """Returns the learning rate of an optimizer step of this stage (a skipped update does not count as a step)."""
-        return float(self._schedule(step))
+        """Returns the policy's learning rate in an optimizer step of this stage; 0 where only the critic learns.
+
+        A skipped update does not count as a step.
+        """
+        return float(self._schedule(step - self._critic_steps)) if step >= self._critic_steps else 0.0
 
     def score(self, params: Params, rows: Sequence[Row]) -> list[np.ndarray]:
         """Returns the log-probs of each row's completion under `params`."""
         return self._score(params, self._checked(rows), self._trainable.frozen)
+
+    def values(self, state: TrainState, rows: Sequence[Row]) -> list[np.ndarray] | None:
+        """Returns the critic's values before each token of each row, [C]; None where there is no critic.
+
+        If the objective bootstraps, those of a row that was cut off are [C + 1], the last after its last token.
+        """
+        if state.critic is None:
+            return None
+        return self._appraise(*state.weights, self._checked(rows), self._trainable.frozen)
 
     def update(
         self,
@@ -137,8 +170,10 @@ class Learner:
         reference: Sequence[np.ndarray] | None = None,
         entropy_coef: float | None = None,
         kl_coef: float | None = None,
+        critic_only: bool = False,
     ) -> tuple[TrainState, ReadMetrics]:
-        """Starts the optimizer steps of a rollout, one for each of its minibatches; the state given is consumed.
+        """Starts the optimizer steps of a rollout, one for each of its minibatches in each epoch; the state given is
+        consumed.
 
         Sequences whose advantage is exactly zero are left out of the work where they have no gradient; the
         denominators stay those of all rows of the minibatch.
@@ -147,10 +182,11 @@ class Learner:
             rows: prompt by prompt; minibatches are made of whole groups, and are fewer where there are fewer groups.
             reference: log-probs of each row's completion under the reference, if they are known.
             entropy_coef, kl_coef: of the entropy bonus and of the KL in the loss; by default the objective's.
+            critic_only: whether the policy is to stay as it is.
 
         Returns:
-            (the new state, a function that waits for the device and returns the metrics: means over the minibatches,
-            but extremes for names ending in "max" and "min" and the sum of the skipped updates. It raises
+            (the new state, a function that waits for the device and returns the metrics: means over the steps, but
+            extremes for names ending in "max" and "min" and the sum of the skipped updates. It raises
             FloatingPointError if too many updates in a row were skipped for non-finite gradients).
         """
         if self._objective.routing == "old":
@@ -163,9 +199,9 @@ class Learner:
             "kl_coef": np.float32(self._objective.kl_coef if kl_coef is None else kl_coef),
         }
         seen: list[Metrics] = []
-        for chosen in split_groups(rows, self._config.minibatches):
+        for chosen in [*split_groups(rows, self._config.minibatches)] * self._config.epochs:
             own = None if reference is None else reference[chosen]
-            state, metrics = self._step(state, rows[chosen], own, coefs)
+            state, metrics = self._step(state, rows[chosen], own, coefs, critic_only)
             seen.append(metrics)
         return state, lambda: self._read(seen)
 
@@ -206,6 +242,7 @@ class Learner:
         rows: Sequence[Row],
         reference: Sequence[np.ndarray] | None,
         coefs: Mapping[str, np.float32],
+        critic_only: bool,
     ) -> tuple[TrainState, Metrics]:
         if self._objective.needs_measurement():
             measured = self._measure(state.params, self._checked(rows), self._trainable.frozen)
@@ -213,6 +250,9 @@ class Learner:
         sampled = np.array([len(row.completion) for row in rows])
         groups = np.array([row.group for row in rows])
         weights = AGGREGATIONS[self._objective.aggregation](sampled, groups, self._max_columns)
+        if self._objective.imitation_coef:
+            shares = weigh_right(sampled, np.array([row.right for row in rows]))
+            rows = [row._replace(imitation=float(share)) for row, share in zip(rows, shares, strict=True)]
         run = sum(row.run_tokens for row in rows)
         totals = Totals(np.float32(max(sampled.sum(), 1)), np.float32(max(run, 1)), **coefs)
         live = list(range(len(rows)))
@@ -223,7 +263,7 @@ class Learner:
         known = None if reference is None else [reference[i] for i in live]
         batches, _ = self._layout.lay_out(self._checked([rows[i] for i in live]), weights[live], known)
         placed = (self._layout.put(batch) for batch in batches)
-        state, metrics = self._update(state, placed, totals, self._trainable.frozen)
+        state, metrics = self._update(state, placed, totals, self._trainable.frozen, critic_only)
         adapting = {"entropy_coef": self._objective.entropy_target, "kl_coef": self._objective.kl_target}
         metrics |= {f"optimizer/{name}": jnp.asarray(coefs[name]) for name, target in adapting.items() if target}
         return state, metrics

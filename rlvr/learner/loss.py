@@ -56,7 +56,7 @@ def make_fields(objective: ObjectiveConfig, micro: TrainBatch, totals: Totals, s
         "entropy_coef": jnp.broadcast_to(totals.entropy_coef, mask.shape),
         "kl_coef": jnp.broadcast_to(totals.kl_coef, mask.shape),
     }
-    for name in ("high_entropy", "high_covariance", "small_moment"):
+    for name in ("high_entropy", "high_covariance", "small_moment", "imitation"):
         if (given := getattr(micro, name)) is not None:
             fields[name] = given
     now = None if scores is None else masked(scores, mask)
@@ -91,6 +91,9 @@ def chunk_loss(
         loss += masked_sum(fields["kl_coef"] * penalty * weights, mask)
     if objective.entropy_coef or objective.entropy_target:
         loss -= masked_sum(fields["entropy_coef"] * entropies / fields["sampled"], mask)
+    if objective.imitation_coef:
+        more["loss/imitation"] = -logprobs * fields["imitation"]
+        loss += objective.imitation_coef * masked_sum(more["loss/imitation"], mask)
     gaps, maxima = measure_gap(logprobs, fields)
     sums = {
         "loss/policy": policy_loss,
@@ -135,14 +138,13 @@ def measure_gap(logprobs: jax.Array, fields: Fields) -> tuple[Metrics, Metrics]:
 
 
 def finish_metrics(sums: Metrics, maxima: Metrics) -> Metrics:
-    """Turns sums over the processed micro-batches into means; the policy loss is a sum already.
+    """Turns sums over the processed micro-batches into means; what is weighed already (loss/) is left as it is.
 
     A mean over tokens or groups of them that there are none of is NaN.
     """
     tokens = jnp.maximum(sums["tokens"], 1.0)
     share = sums.get("router/share", jnp.float32(1.0))
     denominators = {
-        "loss/policy": jnp.float32(1.0),
         "gap/log_perplexity": sums["sequences"],
         **{f"rollout/entropy_{side}": sums[f"tokens/{side}"] for side in ("positive", "negative")},
     }
@@ -150,6 +152,8 @@ def finish_metrics(sums: Metrics, maxima: Metrics) -> Metrics:
     for name, value in sums.items():
         if name.startswith("moe/"):
             out[name] = value / share
+        elif name.startswith("loss/"):
+            out[name] = value
         elif name not in _COUNTS:
             out[name] = value / denominators.get(name, tokens)
     out["gap/weight_mean"] += 1.0  # it was summed as w - 1, which float32 holds better

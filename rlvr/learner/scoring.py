@@ -88,7 +88,7 @@ def make_scorer(
     def score(params: Params, rows: Sequence[Row], frozen: Params | None = None) -> list[np.ndarray]:
         batches, places = layout.lay_out(rows)
         scores = [partition.host_value(score_step(params, frozen, layout.put(batch))) for batch in batches]
-        return [_of_row(scores, row, at) for row, at in zip(rows, places, strict=True)]
+        return [take_row(scores, row, at) for row, at in zip(rows, places, strict=True)]
 
     return score
 
@@ -129,7 +129,7 @@ def make_meter(
         found = [jax.tree.map(partition.host_value, measure_step(params, frozen, layout.put(b))) for b in batches]
         logprobs, entropies = zip(*found, strict=True)
         return [
-            Measured(_of_row(logprobs, row, at), _of_row(entropies, row, at))
+            Measured(take_row(logprobs, row, at), take_row(entropies, row, at))
             for row, at in zip(rows, places, strict=True)
         ]
 
@@ -160,6 +160,6 @@ def choose_tokens(objective: ObjectiveConfig, rows: Sequence[Row], measured: Seq
     return out
 
 
-def _of_row(values: Sequence[np.ndarray], row: Row, at: Place) -> np.ndarray:
-    """Takes one sequence's sampled tokens out of the micro-batches' values [R, S]."""
+def take_row(values: Sequence[np.ndarray], row: Row, at: Place) -> np.ndarray:
+    """Returns one sequence's sampled tokens out of the micro-batches' values [R, S]."""
     return values[at.batch][at.row, at.scored : at.scored + len(row.completion)]

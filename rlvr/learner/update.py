@@ -14,9 +14,10 @@ import optax
 from rlvr import errors
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.learner.batch import TrainBatch
+from rlvr.learner.critic import Critic, token_values, value_loss
 from rlvr.learner.logprobs import Metrics, run_rows, token_logprobs, token_loss
 from rlvr.learner.loss import Totals, chunk_loss, finish_metrics, make_fields
-from rlvr.learner.state import TrainState
+from rlvr.learner.state import TrainState, Weights
 from rlvr.policy.router import BALANCE_LOSSES, RouterStats, balance_step, count_changed, z_loss
 from rlvr.policy.transformer import Params, Policy
 
@@ -31,17 +32,24 @@ class UpdateConfig:
         micro_tokens: tokens of one forward and backward pass, padding included: so many rows as fit, but at least
             one for every shard of the rows.
         minibatches: optimizer steps a rollout is split into (by prompt).
+        epochs: how often a rollout is learned from, in the same minibatches.
         logprob_chunk: sampled tokens scored at a time; bounds the logits to logprob_chunk * V.
     """
 
     row_tokens: int = 512
     micro_tokens: int = 2048
     minibatches: int = 1
+    epochs: int = 1
     logprob_chunk: int = 256
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps on each rollout."""
+        return self.minibatches * self.epochs
 
     def validate(self, field: str) -> None:
         """Raises ConfigError naming the field that cannot work."""
-        for name in ("row_tokens", "micro_tokens", "minibatches", "logprob_chunk"):
+        for name in ("row_tokens", "micro_tokens", "minibatches", "epochs", "logprob_chunk"):
             errors.check_at_least(f"{field}.{name}", getattr(self, name), 1)
 
 
@@ -49,10 +57,10 @@ class UpdateStep(NamedTuple):
     """An optimizer step as a function of (state, micro-batches, totals, frozen), and the programs it is made of.
 
     Attributes:
-        zeros: params -> gradients of zero.
-        accumulate: (params, gradients, micro-batch, totals, frozen) -> (gradients, metrics); consumes the gradients.
+        zeros: weights (`TrainState.weights`) -> gradients of zero.
+        accumulate: (weights, gradients, micro-batch, totals, frozen) -> (gradients, metrics); consumes the gradients.
         combine: (metrics, metrics) -> metrics of both.
-        apply: (state, gradients, metrics) -> (state, metrics); consumes the state.
+        apply: (state, gradients, metrics, critic only) -> (state, metrics); consumes the state.
     """
 
     zeros: Any
@@ -61,15 +69,20 @@ class UpdateStep(NamedTuple):
     apply: Any
 
     def __call__(
-        self, state: TrainState, batches: Iterable[TrainBatch], totals: Totals, frozen: Params | None = None
+        self,
+        state: TrainState,
+        batches: Iterable[TrainBatch],
+        totals: Totals,
+        frozen: Params | None = None,
+        critic_only: bool = False,
     ) -> tuple[TrainState, Metrics]:
         """Takes the step; see `make_update_step`."""
-        gradients, metrics = self.zeros(state.params), None
+        gradients, metrics = self.zeros(state.weights), None
         for micro in batches:
-            gradients, own = self.accumulate(state.params, gradients, micro, totals, frozen)
+            gradients, own = self.accumulate(state.weights, gradients, micro, totals, frozen)
             metrics = own if metrics is None else self.combine(metrics, own)
         assert metrics is not None, "a step needs a micro-batch"
-        out: tuple[TrainState, Metrics] = self.apply(state, gradients, metrics)
+        out: tuple[TrainState, Metrics] = self.apply(state, gradients, metrics, critic_only)
         return out
 
 
@@ -82,8 +95,10 @@ def make_update_step(
     chunk: int,
     join: Callable[[Params, Params | None], Params] = lambda params, frozen: params,
     shardings: TrainState | None = None,
+    critic_optimizer: optax.GradientTransformation | None = None,
 ) -> UpdateStep:
-    """Returns `update(state, batches, totals, frozen=None) -> (state, metrics)`, which consumes the state.
+    """Returns `update(state, batches, totals, frozen=None, critic_only=False) -> (state, metrics)`, which consumes the
+    state. With `critic_only` the policy and its optimizer stay as they are.
 
     Each micro-batch is one dispatch, which adds to the gradients in place, and one more applies them: what is
     compiled depends on the shape of a micro-batch, not on how many there are.
@@ -93,43 +108,54 @@ def make_update_step(
         chunk: see `rlvr.learner.logprobs.token_logprobs`.
         join: see `rlvr.learner.trainable.Trainable`; by default the policy runs with the trained parameters alone.
         shardings: of the state; by default as XLA likes it.
+        critic_optimizer: of the state's critic, where it has one.
     """
 
-    def pin(x: Any, like: str | None = None) -> Any:
+    def pin(x: Any, like: Callable[[TrainState], Any]) -> Any:
         """Pins parts of the state to their place on the mesh."""
-        if shardings is None:
-            return x
-        return jax.lax.with_sharding_constraint(x, getattr(shardings, like) if like else shardings)
+        return x if shardings is None else jax.lax.with_sharding_constraint(x, like(shardings))
 
     def accumulate(
-        params: Params, gradients: Params, micro: TrainBatch, totals: Totals, frozen: Params | None
-    ) -> tuple[Params, Any]:
-        def loss(params: Params) -> tuple[jax.Array, Any]:
-            return micro_loss(policy, join(params, frozen), micro, totals, objective, temperature, chunk)
+        weights: Weights, gradients: Weights, micro: TrainBatch, totals: Totals, frozen: Params | None
+    ) -> tuple[Weights, Any]:
+        def loss(weights: Weights) -> tuple[jax.Array, Any]:
+            params, critic = join(weights[0], frozen), weights[1]
+            return micro_loss(policy, params, micro, totals, objective, temperature, chunk, critic)
 
-        more, metrics = jax.grad(loss, has_aux=True)(params)
-        return pin(jax.tree.map(jnp.add, gradients, more), "params"), metrics
+        more, metrics = jax.grad(loss, has_aux=True)(weights)
+        return pin(jax.tree.map(jnp.add, gradients, more), lambda s: s.weights), metrics
 
     def combine(a: tuple[Metrics, Metrics], b: tuple[Metrics, Metrics]) -> tuple[Metrics, Metrics]:
         return jax.tree.map(jnp.add, a[0], b[0]), jax.tree.map(jnp.maximum, a[1], b[1])
 
-    def apply(state: TrainState, gradients: Params, metrics: tuple[Metrics, Metrics]) -> tuple[TrainState, Metrics]:
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        if objective.bias_rate:
-            rate = objective.bias_rate * opt_state.last_finite
-            params = balance_step(params, policy.config, metrics[0]["router/load"], rate)
+    def apply(
+        state: TrainState, gradients: Weights, metrics: tuple[Metrics, Metrics], critic_only: bool = False
+    ) -> tuple[TrainState, Metrics]:
         out = finish_metrics(*metrics)
-        out["optimizer/grad_norm"] = optax.tree.norm(gradients)
-        out["optimizer/skipped"] = ~opt_state.last_finite
-        out["optimizer/skipped_in_a_row"] = opt_state.notfinite_count
-        return pin(TrainState(params, opt_state)), out
+        out["optimizer/grad_norm"] = optax.tree.norm(gradients[0])
+        moved = []
+        if not critic_only:
+            updates, opt_state = optimizer.update(gradients[0], state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            if objective.bias_rate:
+                rate = objective.bias_rate * opt_state.last_finite
+                params = balance_step(params, policy.config, metrics[0]["router/load"], rate)
+            state, moved = state._replace(params=params, opt_state=opt_state), [opt_state]
+        if state.critic is not None and critic_optimizer is not None:
+            critic = state.critic
+            updates, opt_state = critic_optimizer.update(gradients[1], critic.opt_state, critic.params)
+            state = state._replace(critic=Critic(optax.apply_updates(critic.params, updates), opt_state))
+            moved.append(opt_state)
+            out["optimizer/critic_grad_norm"] = optax.tree.norm(gradients[1])
+        out["optimizer/skipped"] = functools.reduce(jnp.logical_or, [~own.last_finite for own in moved])
+        out["optimizer/skipped_in_a_row"] = functools.reduce(jnp.maximum, [own.notfinite_count for own in moved])
+        return pin(state, lambda s: s), out
 
     return UpdateStep(
-        zeros=jax.jit(lambda params: pin(jax.tree.map(jnp.zeros_like, params), "params")),
+        zeros=jax.jit(lambda weights: pin(jax.tree.map(jnp.zeros_like, weights), lambda s: s.weights)),
         accumulate=jax.jit(accumulate, donate_argnums=1),
         combine=jax.jit(combine),
-        apply=jax.jit(apply, donate_argnums=0),
+        apply=jax.jit(apply, donate_argnums=0, static_argnums=3),
     )
 
 
@@ -141,8 +167,13 @@ def micro_loss(
     objective: ObjectiveConfig,
     temperature: float | jax.Array,
     chunk: int,
+    critic: Params | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
     """The loss of one micro-batch; the step's loss is the sum over its micro-batches.
+
+    Args:
+        critic: its parameters, where the objective has one.
+        Others: see `make_update_step`.
 
     Returns:
         (loss, (sums, maxima)): what the metrics are made of.
@@ -156,6 +187,10 @@ def micro_loss(
     fields = make_fields(objective, micro, totals, scores)
     of_chunk = functools.partial(chunk_loss, objective)
     loss, (sums, maxima) = token_loss(policy, params, output.hidden, *scored, of_chunk, fields, micro.support)
+    if critic is not None:
+        values = token_values(critic, output.hidden, micro.sources)
+        more_loss, more = value_loss(objective, values, micro, totals.sampled)
+        loss, sums = loss + more_loss, sums | more
     if output.router is not None:
         router, more, largest = _router_loss(policy, micro, output.router, output.choices, totals, objective)
         loss, sums, maxima = loss + router, sums | more, maxima | largest

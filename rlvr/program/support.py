@@ -58,6 +58,7 @@ _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "engine.dtype": ("", "float32"),
     "objective.advantage": tuple("reward grpo dr_grpo rloo opo maxrl pass_at_k pkpo best_of_group".split()),
     "objective.selection.covariance": ("none", "kl_cov"),
+    "update.epochs": (1,),
 }
 
 

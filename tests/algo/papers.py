@@ -16,6 +16,7 @@ Token = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 LENGTHS = (2, 5, 1, 4, 3, 6)
 GROUPS = (0, 0, 0, 1, 1, 1)
+RIGHT = (True, False, True, False, True, False)
 A = np.array([1.5, -0.5, 0.25, -2.0, 0.75, -0.625])
 B, N, BUDGET = len(LENGTHS), sum(LENGTHS), 9
 _RNG = np.random.default_rng(173)
@@ -189,6 +190,10 @@ def dro(i: int, x: np.ndarray, at: np.ndarray) -> np.ndarray:
     return -(A[i] * x - 0.5 * (x - OLD[i]) ** 2)
 
 
+def imitation(i: int, x: np.ndarray, at: np.ndarray) -> np.ndarray:
+    return -0.1 * RIGHT[i] * x * N / sum(n for n, right in zip(LENGTHS, RIGHT, strict=True) if right)
+
+
 def k3(coef: float, weighted: bool = False) -> Token:
     def loss(i: int, x: np.ndarray, at: np.ndarray) -> np.ndarray:
         d = x - REFERENCE[i]
@@ -236,6 +241,8 @@ PAPERS: dict[str, Loss] = {
     "rloo": sequence_sum(reinforce),
     "reinforce_pp": _plain,
     "reinforce_pp_baseline": _plain,
+    "ppo": _plain,
+    "vapo": plus(_dapo, token_mean(imitation)),
     "lite_ppo": _plain,
     "opo": token_mean(reinforce),
     "maxrl": _plain,

@@ -12,6 +12,7 @@ from rlvr.algo.correction import CorrectionConfig
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.presets import PRESETS, preset
 from rlvr.algo.selection import SelectionConfig
+from rlvr.algo.value import ValueConfig
 
 TIS = CorrectionConfig("tis")
 
@@ -22,7 +23,7 @@ TIS = CorrectionConfig("tis")
         ({"surrogate": "clp"}, "objective.surrogate='clp'.*'clip'"),
         ({"ratio": "seq"}, "objective.ratio='seq' is not known.*token, seq_geo, seq_prod"),
         ({"old": "prox"}, "objective.old='prox'"),
-        ({"advantage": "gae"}, "objective.advantage"),
+        ({"advantage": "gea"}, "objective.advantage='gea' is not known; did you mean 'gae'"),
         ({"whiten": "token"}, "objective.whiten='token'.*'tokens'"),
         ({"aggregation": "mean"}, "objective.aggregation"),
         ({"kl": "k1", "kl_coef": 0.1}, "objective.kl='k1'.*zero in expectation.*k1_in_reward"),
@@ -67,6 +68,13 @@ TIS = CorrectionConfig("tis")
         ({"surrogate": "vespo"}, "ratio='token' with objective.surrogate='vespo'.*accepted: seq_prod"),
         ({"surrogate": "dro", "ratio": "seq_geo"}, "'dro': its quadratic term is one of tokens"),
         ({"dro_beta": -1.0}, "objective.dro_beta"),
+        ({"imitation_coef": -1.0}, "objective.imitation_coef"),
+        ({"value": ValueConfig(lam=2.0)}, "objective.value.lam=2.0"),
+        ({"value": ValueConfig(lam=0.5)}, "objective.value.lam=0.5 with .*'grpo', which has no critic .accepted: gae"),
+        ({"advantage": "gae", "surrogate": "gmpo"}, "'gae' with objective.surrogate='gmpo'.*whole sequences"),
+        ({"advantage": "gae", "ratio": "seq_prod"}, "'gae' with .*ratio='seq_prod'"),
+        ({"advantage": "gae", "correction": CorrectionConfig(opsm=0.5)}, "opsm=0.5 with objective.advantage='gae'"),
+        ({"advantage": "gae", "value": ValueConfig(lam=0.5, length_alpha=0.1)}, "which takes its place; set one"),
         ({"vespo_positive": (2.0,)}, r"objective.vespo_positive=\(2.0,\) must be two positive numbers"),
     ],
 )
@@ -82,7 +90,11 @@ def test_what_cannot_work_is_refused_and_named(fields: dict[str, Any], words: st
         ({"ratio": "seq_geo", "clip_low": 3e-4, "clip_high": 4e-4, "aggregation": "token_mean"}, 1, "is not GSPO"),
         ({"ratio": "seq_prod", "aggregation": "token_mean"}, 1, "that of seq_mean_token_sum"),
         ({"surrogate": "gmpo", "aggregation": "token_mean"}, 1, "is not GMPO"),
-        ({"surrogate": "reinforce"}, 4, "update.minibatches=4: all but the first are off policy"),
+        (
+            {"surrogate": "reinforce"},
+            4,
+            "4 optimizer steps on each rollout .update.minibatches, update.epochs.: all but the first",
+        ),
         ({"old": "current"}, 4, "ratio is always 1"),
     ],
 )
@@ -129,5 +141,7 @@ def test_which_objectives_need_what() -> None:
     assert {n for n in PRESETS if preset(n).needs_proximal()} == {
         *("decoupled", "tis", "seq_tis", "mis", "seq_mis", "icepop", "seq_mask_tis")
     }
+    assert {n for n in PRESETS if preset(n).needs_values()} == {"ppo", "vapo"}
+    assert preset("ppo").needs_all_rows() and ObjectiveConfig(imitation_coef=0.1).needs_all_rows()
     assert ObjectiveConfig(old="current", correction=TIS).needs_scores()
     assert not ObjectiveConfig(old="current").needs_scores()

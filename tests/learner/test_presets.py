@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvr.algo.aggregation import AGGREGATIONS
+from rlvr.algo.aggregation import AGGREGATIONS, weigh_right
 from rlvr.algo.correction import CorrectionConfig
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.presets import PRESETS, preset
@@ -21,7 +21,21 @@ from rlvr.learner.batch import Row, make_batches
 from rlvr.learner.loss import Totals, chunk_loss, make_fields
 from rlvr.learner.scoring import Measured, choose_tokens
 from tests.algo import papers
-from tests.algo.papers import BUDGET, ENTROPIES, GROUPS, LENGTHS, NOW, OLD, PAPERS, PROXIMAL, REFERENCE, A, B, N
+from tests.algo.papers import (
+    BUDGET,
+    ENTROPIES,
+    GROUPS,
+    LENGTHS,
+    NOW,
+    OLD,
+    PAPERS,
+    PROXIMAL,
+    REFERENCE,
+    RIGHT,
+    A,
+    B,
+    N,
+)
 
 PROMPTS = {0: (1, 2, 3), 1: (4, 5)}
 COMPLETIONS = [np.arange(n, dtype=np.int32) + 7 * i for i, n in enumerate(LENGTHS)]
@@ -67,6 +81,9 @@ def take(
         for i in order
     ]
     rows = choose_tokens(objective, rows, [Measured(now[i], ENTROPIES[i]) for i in order])
+    if objective.imitation_coef:
+        shares = weigh_right(np.array([LENGTHS[i] for i in order]), np.array([RIGHT[i] for i in order]))
+        rows = [row._replace(imitation=share) for row, share in zip(rows, shares, strict=True)]
     lengths, groups = np.array([LENGTHS[i] for i in order]), np.array([GROUPS[i] for i in order])
     weights = AGGREGATIONS[objective.aggregation](lengths, groups, BUDGET)
     batches, places = make_batches(
@@ -81,7 +98,8 @@ def take(
         totals = Totals(*(np.float64(x) for x in (N, N, entropy_coef, objective.kl_coef)))
         value, sums, gradient = 0.0, {}, np.zeros(N)
         for batch, at in zip(batches, index, strict=True):
-            floats = ("old_logprobs", "reference_logprobs", "proximal_logprobs", "advantages", "weights")
+            floats = ["old_logprobs", "reference_logprobs", "proximal_logprobs", "advantages", "weights"]
+            floats += ["imitation"] * bool(objective.imitation_coef)
             poisoned = {f: np.where(batch.mask, np.float64(getattr(batch, f)), np.nan) for f in floats}
             micro = batch._replace(**poisoned, sequences=np.where(batch.mask, batch.sequences, 10**6))
 
@@ -134,6 +152,8 @@ def test_coefficients_on_policy(name: str) -> None:
         if name == "clip_cov":
             c = papers.covariance(NOW[i], i)
             want = np.where((c > 0.25) & (c < 5), 0.0, want)
+        if name == "vapo":
+            want -= 0.1 * RIGHT[i] / np.sum(np.array(LENGTHS)[list(RIGHT)])
         np.testing.assert_allclose(got[i], want, rtol=1e-6, atol=1e-12)
 
 

@@ -17,6 +17,7 @@ from rlvr.algo.correction import CorrectionConfig
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.selection import SelectionConfig
 from rlvr.learner.batch import Row
+from rlvr.learner.critic import CriticConfig
 from rlvr.learner.learner import Learner
 from rlvr.learner.optimizer import OptimizerConfig
 from rlvr.learner.update import UpdateConfig
@@ -62,8 +63,9 @@ MESHES = {
     "fsdp_expert_tensor": MeshConfig(data=1, fsdp=2, expert=2, tensor=2),
     "expert_tensor": MeshConfig(data=1, expert=4, tensor=2),
 }
-# With sums over sequences and over all tokens, which stand on other shards.
+# With sums over sequences and over all tokens, which stand on other shards, and a critic.
 OBJECTIVE = ObjectiveConfig(
+    advantage="gae",
     ratio="seq_geo",
     old="recomputed",
     correction=CorrectionConfig("tis", level="seq_prod", high=2.0, opsm=0.1),
@@ -136,8 +138,19 @@ def work(mesh: Mesh, initial: Any, rows: list[Row], descent: OptimizerConfig) ->
             max_columns=8,
             temperature=0.8,
             mesh=mesh,
+            critic=CriticConfig(optimizer=descent),
         )
         state = learner.fresh(params)
+        drawn = {"kernel": np.random.default_rng(2).normal(size=48).astype(np.float32) / 7, "bias": np.float32(0.3)}
+        homes = learner.abstract().critic.params
+        drawn = jax.tree.map(lambda x, home: jax.device_put(x, home.sharding), drawn, homes)
+        state = state._replace(critic=state.critic._replace(params=drawn))
+        before = learner.values(state, rows)
+        out["values"] = np.concatenate(before)
+        rows = [
+            row._replace(values=v, returns=v - np.float32(row.advantage), value_weight=1.0)
+            for row, v in zip(rows, before, strict=True)
+        ]
         expected = jax.tree.map(lambda s: s.sharding, learner.abstract())
         shapes = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, expected)
         out["placed"] = all(jax.tree.leaves(shapes))
@@ -148,6 +161,7 @@ def work(mesh: Mesh, initial: Any, rows: list[Row], descent: OptimizerConfig) ->
             jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state.params, shardings))
         )
         out["step"] = jax.tree.map(np.subtract, jax.device_get(state.params), initial)
+        out["critic"] = jax.device_get(state.critic.params)
         return out
 
 
@@ -182,6 +196,8 @@ def test_a_mesh_changes_nothing_but_rounding(results: Callable[[str], dict[str, 
         one["step"],
         many["step"],
     )
+    np.testing.assert_allclose(many["values"], one["values"], atol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4), one["critic"], many["critic"])
     assert many["placed"] and many["kept"]
     # 12 requests in 8 slots: each step runs on slots that came from each other step, and is compiled once.
     assert [many["compiled"].count(f"jit({step})") for step in ("decode", "admit")] == [1, 1]

@@ -2,8 +2,8 @@
 
 A preset is the loss only. What belongs to a method besides is set beside it: DAPO's dynamic sampling
 (`rollout.dynamic_rounds`) and overlong punishment (`reward.length`), GDPO's rewards (`reward.parts`), the exact
-on-policy step of OPO and RLOO (`update.minibatches=1`), PPO's epochs (`update.epochs`), VAPO's steps of the critic alone
-(`critic.pretrain_steps`).
+on-policy step of OPO and RLOO (`update.minibatches=1`), PPO's epochs (`update.epochs`), VAPO's steps of the critic
+alone (`critic.pretrain_steps`).
 """
 
 from __future__ import annotations

@@ -179,6 +179,18 @@ def test_a_step_of_the_critic_alone_leaves_the_policy(tiny_policy: Tiny, make_ro
     assert read()["optimizer/skipped"] == 1 and np.isfinite(state.critic.params["bias"])
 
 
+def test_its_programs_are_lowered_without_running(
+    tiny_policy: Tiny, make_rows: Rows, descent: OptimizerConfig, one_device: Mesh
+) -> None:
+    objective = dataclasses.replace(GAE, imitation_coef=0.1)
+    learner = make_learner(tiny_policy("shallow")[0], descent, one_device, objective)
+    state = learner.abstract()
+    assert state.critic.params["kernel"].shape == (48,)
+    with jax.set_mesh(one_device):
+        lowered = learner.lower(32, state, make_rows(2)[0])
+    assert lowered.keys() == {"accumulate", "apply"}
+
+
 @pytest.mark.usefixtures("one_device")
 def test_epochs_go_over_the_same_minibatches_again(
     tiny_policy: Tiny, make_rows: Rows, learner: Learner, monkeypatch: pytest.MonkeyPatch

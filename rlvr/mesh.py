@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from rlvr import errors
@@ -58,7 +59,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"mesh ({shape}) wants {math.prod(sizes)} devices; this run has {count}. "
             "The axis sizes must multiply to the number of devices (mesh.data=-1 takes the rest)"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    except NotImplementedError:
+        # The torus has no sides that multiply to these axes: they are laid along parts of its sides. JAX leaves that to
+        # whoever asks, as such an axis shares its links with another.
+        laid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(laid, AXES, axis_types=types)
 
 
 def initialize_distributed(coordinator: str, processes: int, process_index: int) -> None:

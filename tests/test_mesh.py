@@ -29,6 +29,16 @@ def test_sizes_that_do_not_multiply_are_refused(config: MeshConfig, words: str) 
         make_mesh(config)
 
 
+def test_a_mesh_that_no_sides_of_the_torus_make_is_laid_along_parts_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise NotImplementedError("what JAX says of 8 x 8 on 4x4x4")
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    mesh = make_mesh(MeshConfig(fsdp=2, expert=2))
+    assert dict(mesh.shape) == dict(zip(AXES, (2, 2, 2, 1), strict=True))
+    assert sorted(device.id for device in mesh.devices.flat) == sorted(device.id for device in jax.devices())
+
+
 def test_rules_name_mesh_axes_and_spec_reads_them() -> None:
     for rule in partition.RULES.values():
         assert rule is None or {rule} <= set(AXES) or set(rule) <= set(AXES)

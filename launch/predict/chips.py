@@ -17,6 +17,9 @@ class Chip(NamedTuple):
         hbm_rate: bytes a second to and from it.
         link_rate: bytes a second that it can send to its neighbours, all links together; as many arrive.
         clock: cycles a second: `flops` over what its matrix units do in a cycle. The compiler's estimates count these.
+        attention: share of `flops` that the kernels of attention reach with heads of 128, by the issue slots of their
+            schedules (`rlvr.policy.flash`, BUILD.md); where the units are 256 wide, which such products fill half, it
+            is taken as half of v5p's.
     """
 
     flops: float
@@ -24,6 +27,7 @@ class Chip(NamedTuple):
     hbm_rate: float
     link_rate: float
     clock: float
+    attention: float
 
 
 _MXU_128 = 2 * 128 * 128
@@ -33,10 +37,10 @@ _MXU_256 = 2 * 256 * 256
 # for v5e and tpu7x, of one for v5p (4,800 Gb/s) and v6e (3,584 Gb/s). Memory: what the compiler says it has, where it
 # was seen to say so (v5e: 15.75 GiB), else the documented size.
 CHIPS: Mapping[str, Chip] = {
-    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9, 197e12 / (4 * _MXU_128)),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 459e12 / (8 * _MXU_128)),
-    "v6e": Chip(918e12, 31.25 * 2**30, 1640e9, 448e9, 918e12 / (4 * _MXU_256)),
-    "tpu7x": Chip(2307e12, 192e9, 7380e9, 600e9, 2307e12 / (8 * _MXU_256)),
+    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9, 197e12 / (4 * _MXU_128), 0.57),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 459e12 / (8 * _MXU_128), 0.30),
+    "v6e": Chip(918e12, 31.25 * 2**30, 1640e9, 448e9, 918e12 / (4 * _MXU_256), 0.15),
+    "tpu7x": Chip(2307e12, 192e9, 7380e9, 600e9, 2307e12 / (8 * _MXU_256), 0.15),
 }
 
 

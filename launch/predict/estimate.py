@@ -16,16 +16,18 @@ RESERVE = 0.05
 def program_times(program: Compiled, chip: Chip) -> dict[str, float]:
     """Returns seconds of one run of a program.
 
-    `compiler` is the estimated cycles, with kernels for which there is no estimate at peak; `compute`, `hbm` and
+    `compiler` is the estimated cycles, and kernels for which there is no estimate: grouped products at peak, attention
+    at the share of it that its schedules reach, and its reading of the cache at full rate; `compute`, `hbm` and
     `links` are the roofline: operations at peak, bytes of products and bytes that arrive over all links at full rate.
     `step` takes exchanges as hidden behind the rest, or the rest behind them: the larger of the two.
     """
     compiler = program.cycles / chip.clock + program.kernel_flops / chip.flops
+    compiler += program.attention_flops / (chip.flops * chip.attention) + program.attention_bytes / chip.hbm_rate
     links = sum(program.collectives.values()) / chip.link_rate
     return {
         "compiler": compiler,
         "compute": program.flops / chip.flops,
-        "hbm": program.hbm_bytes / chip.hbm_rate,
+        "hbm": (program.hbm_bytes + program.attention_bytes) / chip.hbm_rate,
         "links": links,
         "step": max(compiler, links),
     }
@@ -70,7 +72,7 @@ def summarise(
                 "tflops": program.flops / 1e12,
                 "seconds": times[name],
                 "collectives_gb": {kind: size / 1e9 for kind, size in program.collectives.items()},
-                "where": {place: cycles / chip.clock for place, cycles in program.places.items() if cycles},
+                "where": _places(program, chip),
                 "loops_counted_once": list(program.unknown),
             }
             for name, program in programs.items()
@@ -91,6 +93,17 @@ def summarise(
     if "update_s" in result and "rollout_s" in result:
         result["step_s"] = result["update_s"] + result["rollout_s"]
     return result
+
+
+def _places(program: Compiled, chip: Chip) -> dict[str, float]:
+    """Returns the seconds of the parts of a program, kernels apart."""
+    kernels = {
+        "grouped products": program.kernel_flops / chip.flops,
+        "attention's kernels": program.attention_flops / (chip.flops * chip.attention)
+        + program.attention_bytes / chip.hbm_rate,
+    }
+    estimated = {place: cycles / chip.clock for place, cycles in program.places.items()}
+    return {place: seconds for place, seconds in (estimated | kernels).items() if seconds}
 
 
 def advise(result: Mapping[str, Any], workload: Workload) -> list[str]:

@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from rlvr.policy.packed import BLOCK
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
 BYTES |= {"u64": 8, "f64": 8, "s4": 1, "u4": 1}
@@ -62,7 +64,9 @@ class Program:
     Attributes:
         cycles: the sum of the compiler's estimates.
         flops: of products.
-        kernel_flops: those of them in kernels for which the compiler estimates no cycles.
+        kernel_flops: those of them in grouped products, for which the compiler estimates no cycles.
+        attention_flops, attention_bytes: of the kernels of attention, for which it estimates none either: products of
+            packed rows (also in `flops`), and what of the cache is read.
         hbm_bytes: that products read and write, on-chip memory left out.
         collectives: all of them.
         by_place: cycles by the part of the program that they are spent in.
@@ -72,6 +76,8 @@ class Program:
     cycles: float = 0.0
     flops: float = 0.0
     kernel_flops: float = 0.0
+    attention_flops: float = 0.0
+    attention_bytes: float = 0.0
     hbm_bytes: float = 0.0
     collectives: list[Collective] = dataclasses.field(default_factory=list)
     by_place: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
@@ -170,6 +176,11 @@ def _walk(
         elif op.kind == "custom-call" and (work := kernel_flops(op, shapes)):
             program.flops += work * times
             program.kernel_flops += work * times
+        elif op.kind == "custom-call" and "attention" in op.path and (visits := trips(f"{op.path}/{op.name}")):
+            work, read = attention_work(op, results)
+            program.flops += work * visits * times
+            program.attention_flops += work * visits * times
+            program.attention_bytes += read * visits * times
         elif op.kind.removesuffix("-start") in COLLECTIVES:
             # A collective that runs beside other work stands in each of the fusions that it goes through.
             key = (re.search(r"channel_id=(\d+)", op.text) or [None, op.name])[1]
@@ -246,6 +257,19 @@ def kernel_flops(op: Op, shapes: dict[str, tuple[Shape, ...]]) -> float:
     out = op.shapes[0][1]
     left = next((s for s in rows if s[1] in products[0][1:]), None)
     return 2.0 * math.prod(left) * out[-1] if left and len(out) == 2 else 0.0
+
+
+def attention_work(op: Op, results: dict[str, Op]) -> tuple[float, float]:
+    """Returns (operations a pair of blocks, bytes a page of each row) of a kernel of attention."""
+    arrays = [results[name].shapes[0] for name in op.operands if name in results and results[name].shapes]
+    kernel = re.match(r"(forward|query|key)_kernel", op.name)
+    if kernel:
+        # Queries [B, K, g, T, h]; blocks of 128 by 128; products of each kernel.
+        batch, heads, groups, _, size = next(shape for _, shape in arrays if len(shape) == 5)
+        products = {"forward": 2, "query": 3, "key": 4}[kernel[1]]
+        return 2.0 * products * BLOCK * BLOCK * size * batch * heads * groups, 0.0
+    dtype, shape = max(arrays, key=shape_bytes)  # [pages, P, 2K, W]
+    return 0.0, float(op.shapes[0][1][0] * shape_bytes((dtype, shape[-3:])))
 
 
 def read_collective(op: Op, shapes: dict[str, tuple[Shape, ...]], computation: str) -> Collective:

@@ -34,7 +34,7 @@ class Compiled(NamedTuple):
         seconds: to compile it.
         arguments, outputs, temporary, shared: bytes; `shared` are outputs in the place of arguments.
         needed: bytes of HBM in use while it runs, what other programs keep there left out.
-        cycles, flops, kernel_flops, hbm_bytes: see `rlvr`'s `launch.predict.hlo.Program`.
+        cycles, flops, kernel_flops, attention_flops, attention_bytes, hbm_bytes: see `launch.predict.hlo.Program`.
         collectives: bytes that arrive at a chip, by kind.
         places: cycles by part.
         unknown: loops counted once.
@@ -50,6 +50,8 @@ class Compiled(NamedTuple):
     cycles: float
     flops: float
     kernel_flops: float
+    attention_flops: float
+    attention_bytes: float
     hbm_bytes: float
     collectives: dict[str, float]
     places: dict[str, float]
@@ -110,7 +112,6 @@ def read_depths(given: Sequence[str], layers: int) -> tuple[int, int] | None:
 def lower_programs(config: ExperimentConfig, mesh: Mesh) -> dict[str, Any]:
     """Returns the lowered programs of a step: "prefill", "decode", "accumulate" and "apply"."""
     policy, c = Policy(config.policy), config
-    trainable = all_parameters(policy)
     learner = Learner(
         policy,
         c.objective,
@@ -121,16 +122,17 @@ def lower_programs(config: ExperimentConfig, mesh: Mesh) -> dict[str, Any]:
         max_columns=c.engine.max_new_tokens,
         temperature=c.rollout.temperature,
         mesh=mesh,
-        trainable=trainable,
+        trainable=all_parameters(policy),
     )
     state = learner.abstract()
-    engine = Engine(policy, c.engine, (0,), mesh)
     mixtures = len(c.policy.moe_layers)
     # Every row of a mixture policy brings the experts chosen at sampling, replayed or not.
     choices = np.zeros((1, mixtures, c.policy.experts_per_token), np.int16) if mixtures else None
     row = Row((0,), np.zeros(1, np.int32), np.zeros(1, np.float32), 0.0, 0, choices)
     length = make_workload(c, mesh).row
     with jax.set_mesh(mesh):
+        # The engine is made here too: in which form it keeps pages depends on the chips.
+        engine = Engine(policy, c.engine, (0,), mesh)
         return engine.lower(state.params) | learner.lower(length, state, row)
 
 
@@ -179,6 +181,8 @@ def compile_program(name: str, lowered: Any, workload: Workload) -> Compiled:
         cycles=program.cycles,
         flops=program.flops,
         kernel_flops=program.kernel_flops,
+        attention_flops=program.attention_flops,
+        attention_bytes=program.attention_bytes,
         hbm_bytes=program.hbm_bytes,
         collectives=program.collective_bytes(),
         places=dict(program.by_place),

@@ -103,9 +103,14 @@ class Workload:
         )  # fmt: skip
 
     def trips(self, program: str) -> Trips:
-        """Returns how often the loops of a program run whose bounds are not constants."""
+        """Returns how often the loops of a program run whose bounds are not constants, and the pairs of blocks or the
+        pages of a row that a kernel of attention visits."""
 
         def count(path: str) -> float | None:
+            if re.search(r"/(forward|query|key)_kernel[\w.]*$", path):
+                return self._pairs(path, program)
+            if re.search(r"/ragged_paged_attention_kernel[\w.]*$", path):
+                return self._pages(path)
             if "/moe/" in path:
                 return self._expert_blocks(program)
             if path.endswith("attention/while"):

@@ -110,6 +110,41 @@ def test_kernels_without_an_estimate_count_by_their_operations() -> None:
     assert program.flops == program.kernel_flops == 2 * 64 * 32 * 16 / 4
 
 
+ATTENTION = """\
+ENTRY %main (q: bf16[1,2,4,256,128], kv: bf16[40,16,4,128]) -> bf16[8,8,128] {
+  %n = s32[3]{0:T(128)} parameter(0)
+  %q = bf16[1,2,4,256,128]{4,3,2,1,0} parameter(1)
+  %kv = bf16[40,16,4,128]{3,2,1,0} parameter(2)
+  %forward_kernel.1 = (bf16[1,2,4,256,128]{4,3,2,1,0}, f32[1,2,4,256]{3,2,1,0}) custom-call(%n, %q), \
+custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/layer_0/attention/shard_map/forward_kernel"}
+  %key_kernel.2 = (bf16[1,2,256,128]{3,2,1,0}, bf16[1,2,256,128]{3,2,1,0}) custom-call(%n, %q), \
+custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/layer_0/attention/shard_map/key_kernel"}
+  ROOT %ragged_paged_attention_kernel.3 = bf16[8,8,128]{2,1,0} custom-call(%n, %q, %kv), \
+custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/layer_0/attention/shard_map/jit(paged)/kernel"}
+}
+"""
+
+
+def test_kernels_of_attention_count_by_what_they_visit() -> None:
+    def visits(path: str) -> float | None:
+        return 5.0 if "ragged_paged" in path else 3.0
+
+    program = hlo.analyse(ATTENTION, visits)
+    pair = 2 * 128 * 128 * 128 * (2 * 4)  # one product of a pair of blocks, in 2 x 4 heads
+    assert program.attention_flops == program.flops == 3 * (2 + 4) * pair
+    assert program.attention_bytes == 5 * 8 * (16 * 4 * 128 * 2)  # five pages of each of eight rows
+    chip = chips.CHIPS["v5p"]
+    times = estimate.program_times(example(attention_flops=chip.flops, attention_bytes=chip.hbm_rate), chip)
+    assert times["compiler"] == pytest.approx(1 / chip.attention + 1) and times["hbm"] == 1
+
+
+def test_the_kernels_of_attention_are_known_by_name() -> None:
+    at = "jit(f)/layer_0/attention/shard_map/"
+    assert WORKLOAD.trips("accumulate")(at + "forward_kernel/forward_kernel.7") == 2 * 3  # two sequences of two blocks
+    assert WORKLOAD.trips("decode")(at + "x/ragged_paged_attention_kernel.1") == (64 + 96) / 64 + 0.5
+    assert WORKLOAD.trips("decode")(at + "x/other_kernel.1") is None
+
+
 @pytest.mark.parametrize(
     ("left", "kernel", "out", "window", "pairs"),
     [
@@ -258,10 +293,18 @@ def test_the_operations_that_are_compiled_are_those_by_hand(mixture: dict[str, p
     blocks = 2 * ROW * layers * (attention + DIM * EXPERTS + experts) * 4
     # The gradient by an expert's matrices runs over blocks of 512 rows; an even share is 256, so half is padding.
     padding = 2 * ROW * layers * experts
-    # Ten pairs of blocks of 128; two products forward, and again, and five backward.
-    scores = layers * 10 * (2 * 128 * 128 * head_size * heads) * 9
+    # Ten pairs of blocks of 128; two products forward, and again, and seven backward, in two kernels.
+    scores = layers * 10 * (2 * 128 * 128 * head_size * heads) * 11
     head = 2 * ROW * 384 / 512 * DIM * VOCAB * 3
     assert program.flops == pytest.approx(blocks + padding + scores + head, rel=1e-3)
+
+
+def test_decoding_moves_no_pages_between_shards_of_heads() -> None:
+    pytest.importorskip("libtpu", reason="the extra `tpu` is not installed")
+    config = dataclasses.replace(mixture_config(), mesh=MeshConfig(fsdp=2, tensor=2))
+    compiled, _ = programs.compile_config(config, "v5e:2x2", ("decode",), lambda text: None)
+    assert compiled["decode"].collectives and "all-to-all" not in compiled["decode"].collectives
+    assert compiled["decode"].attention_bytes > 0
 
 
 def test_a_config_is_compiled_from_the_command_line(tmp_path: Path) -> None:

@@ -20,7 +20,14 @@ from rlvr import errors
 from rlvr.verifiers.process import WorkerStartError
 
 # A worker that does not start is nearly always a verifier of the user's own that cannot be imported.
-USER_ERRORS = (errors.ConfigError, errors.DataError, errors.WeightsError, errors.WorkdirError, WorkerStartError)
+USER_ERRORS = (
+    errors.ConfigError,
+    errors.DataError,
+    errors.WeightsError,
+    errors.WorkdirError,
+    errors.Setback,
+    WorkerStartError,
+)
 
 
 def run(main: Callable[[Sequence[str]], Any]) -> None:

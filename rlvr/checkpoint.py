@@ -234,6 +234,18 @@ class Checkpoints:
         self._manager = self._open()
 
 
+def saved_steps(workdir: Path) -> list[int]:
+    """Returns the steps of a run's checkpoints, oldest first."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+
+
+def drop_after(workdir: Path, step: int) -> None:
+    """Removes a run's checkpoints of later steps, the newest first; no `Checkpoints` may be open."""
+    for later in reversed(saved_steps(workdir)):
+        if later > step:
+            shutil.rmtree(workdir / "checkpoints" / str(later))
+
+
 def first_line(error: Exception) -> str:
     """Returns an exception as one short line."""
     lines = str(error).strip().splitlines() or [""]

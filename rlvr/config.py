@@ -110,6 +110,31 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass
+class RollbackConfig:
+    """What a run does when its reward collapses, or `optimizer.max_skips` updates in a row are not finite.
+
+    Attributes:
+        limit: how often the run goes back to a checkpoint from before the trouble and on with smaller steps; after
+            that, and with 0 at once, it ends with an error.
+        shrink: factor of the learning rate at each rollback.
+        reward_drop: the mean reward of `window` RL steps may fall by so much below the best such mean; 0 for any.
+        window: RL steps. Only what `checkpoints` keeps can be gone back to.
+    """
+
+    limit: int = 0
+    shrink: float = 0.5
+    reward_drop: float = 0.0
+    window: int = 10
+
+    def validate(self) -> None:
+        """Raises ConfigError naming the field that cannot work."""
+        errors.check_at_least("rollback.limit", self.limit, 0)
+        errors.check_between("rollback.shrink", self.shrink, 1e-6, 1.0)
+        errors.check_at_least("rollback.reward_drop", self.reward_drop, 0.0)
+        errors.check_at_least("rollback.window", self.window, 1)
+
+
+@dataclasses.dataclass
 class ExperimentConfig:
     """Everything a run depends on.
 
@@ -147,6 +172,7 @@ class ExperimentConfig:
     warm_start: WarmStartConfig = dataclasses.field(default_factory=WarmStartConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     checkpoints: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    rollback: RollbackConfig = dataclasses.field(default_factory=RollbackConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
 
@@ -203,6 +229,7 @@ def validate(config: ExperimentConfig) -> None:
     config.update.validate("update")
     config.critic.validate()
     config.checkpoints.validate()
+    config.rollback.validate()
     config.mesh.validate()
     _validate_rollout(config)
     _validate_credit(config)

@@ -23,6 +23,19 @@ class WorkdirError(RuntimeError):
     """A workdir that belongs to another config, or that another run is using."""
 
 
+class Setback(RuntimeError):
+    """A run that has gone wrong.
+
+    Args:
+        reason: what is seen.
+        since: the step (of the whole run) from whose start on nothing is to be trusted.
+    """
+
+    def __init__(self, reason: str, since: int):
+        super().__init__(reason)
+        self.since = since
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the candidate most like `name`, or ""."""
     match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)

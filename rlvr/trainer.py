@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from rlvr import adaptation, checkpoint, evaluation, fingerprint, report, workdir
+from rlvr import adaptation, checkpoint, errors, evaluation, fingerprint, report, rollback, workdir
 from rlvr.algo.kl import adapt_kl_coef
 from rlvr.algo.selection import EntropyBonus, adapt_entropy_bonus
 from rlvr.checkpoint import Checkpoints
@@ -46,6 +46,7 @@ def train(config: ExperimentConfig, folder: Path) -> dict[str, Any] | None:
 
     Raises:
         ConfigError, DataError, WeightsError, WorkdirError: see `rlvr.errors`; raised before anything is computed.
+        Setback: the run went wrong and has no rollback left.
     """
     config = resolve(config)
     mesh = make_mesh(config.mesh)
@@ -57,8 +58,16 @@ def train(config: ExperimentConfig, folder: Path) -> dict[str, Any] | None:
         tokenizer = read_tokenizer(config)
         verifiers = check_tasks(config, tokenizer, stream, eval_sets)
         with VerifierPool(config.verifiers, sorted(verifiers)) as pool:
-            parts = make_parts(config, mesh, pool, tokenizer, stream, eval_sets)
-            return Run(config, folder, mesh, parts, should_stop).finish()
+
+            def attempt(slowed: ExperimentConfig) -> dict[str, Any] | None:
+                parts = make_parts(slowed, mesh, pool, tokenizer, stream, eval_sets)
+                run = Run(config, folder, mesh, parts, should_stop)
+                try:
+                    return run.finish()
+                except FloatingPointError as error:
+                    raise errors.Setback(str(error), run.step - config.optimizer.max_skips) from None
+
+            return rollback.keep_on(config, folder, attempt)
 
 
 class Run:
@@ -167,27 +176,22 @@ class Run:
         self.reference.follow(self.state.params, rl_step)
         if c.objective.entropy_target:  # waits for the update
             self.record["entropy_bonus"] = adapt_entropy_bonus(bonus, read()["rollout/entropy"], c.objective)
-        self.record["rollout_sha256"] = fingerprint.chain_completions(
-            self.record["rollout_sha256"], [e.completion for e in episodes]
-        )
+        completions = [e.completion for e in episodes]
+        self.record["rollout_sha256"] = fingerprint.chain_completions(self.record["rollout_sha256"], completions)
         if rl_step % c.sample_interval == 0:
             self.journal.write_samples(self.step, lambda: sample_rows(episodes, credit.advantages))
         metrics = rollout_metrics(collected, credit.rewards, credit.valid, group) | sampling | credit.metrics()
         if reference is not None:
             kl = metrics[self.reference.metric] = mean_kl(rows, reference)
             self.record["kl_coef"] = adapt_kl_coef(kl_coef, kl, len(rows), c.objective)
+        rollback.watch_reward(self.record, metrics["reward/mean"], self.step, c)
         rate = functools.partial(learner.learning_rate, rl_step * c.update.optimizer_steps)
         self.journal.open(self.step, {"phase": "rl", **metrics}, lambda: {**read(), "optimizer/lr": rate()})
 
     def _evaluate(self) -> dict[str, Any]:
-        return evaluation.evaluate(
-            self.parts.collector,
-            self.parts.trainable.sampling(self.state.params),
-            self.parts.eval_sets,
-            seed=self.config.seed,
-            temperature=self.config.evaluation.temperature,
-            should_stop=self.should_stop,
-        )
+        c, parts, policy = self.config, self.parts, self.parts.trainable.sampling(self.state.params)
+        options = {"seed": c.seed, "temperature": c.evaluation.temperature, "should_stop": self.should_stop}
+        return evaluation.evaluate(parts.collector, policy, parts.eval_sets, **options)
 
     def _is_evaluation_due(self) -> bool:
         rl_steps = self.step - self.warm_steps

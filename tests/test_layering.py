@@ -19,7 +19,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("checkpoint", "evaluation"),
     ("config", "metrics"),
     ("credit", "workdir", "journal", "curriculum", "reference"),
-    ("parts", "rollouts"),
+    ("parts", "rollouts", "rollback"),
     ("program",),
     ("trainer", "grid"),
     ("launch", "configs"),

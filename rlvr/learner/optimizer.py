@@ -21,7 +21,8 @@ class OptimizerConfig:
         decay: "constant", "cosine" or "linear" (to zero just after the last step).
         b1, b2, epsilon, weight_decay: of AdamW; decay applies to matrices only.
         max_grad_norm: the gradient's global norm is clipped to this.
-        max_skips: the run stops with an error after so many consecutive updates skipped for non-finite gradients.
+        max_skips: after so many consecutive updates skipped for non-finite gradients the run goes back or ends
+            (`RollbackConfig`).
     """
 
     learning_rate: float = 1e-6

@@ -190,7 +190,11 @@ class Run:
 
     def _evaluate(self) -> dict[str, Any]:
         c, parts, policy = self.config, self.parts, self.parts.trainable.sampling(self.state.params)
-        options = {"seed": c.seed, "temperature": c.evaluation.temperature, "should_stop": self.should_stop}
+        options: dict[str, Any] = {
+            "seed": c.seed,
+            "temperature": c.evaluation.temperature,
+            "should_stop": self.should_stop,
+        }
         return evaluation.evaluate(parts.collector, policy, parts.eval_sets, **options)
 
     def _is_evaluation_due(self) -> bool:

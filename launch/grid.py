@@ -1,10 +1,13 @@
 """Runs all points of a grid and compares them:
 
     python -m launch.grid --grid=configs/grids/NAME.py --workdir=DIR [--workers=N] [--shard=i/n] [--report_only]
+    python -m launch.grid --grid=configs/grids/NAME.py --workdir=DIR --one_program [--lanes=N]
 
 The same command goes on after a stop or a kill; failed runs are tried again only with --retry_failed. DIR gets
 `runs/POINT/seedN` (ordinary workdirs of launch.train), `ledger/`, `results.csv`, `runs.csv`, `verdicts.csv` and
-`grid.html`. The last line is `RESULT {...}`; the exit status is 1 if a run of this shard failed or is left.
+`grid.html`. With --one_program the runs of tiny policies are lanes of a few compiled programs instead of processes
+(`rlvr.program`); a point that cannot be one is refused by name. The last line is `RESULT {...}`; the exit status is 1
+if a run of this shard failed or is left.
 """
 
 from __future__ import annotations
@@ -13,18 +16,21 @@ import itertools
 import os
 import re
 import shlex
+import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
 from launch import cli
 from rlvr import errors
 from rlvr.config import ExperimentConfig
-from rlvr.grid import checking
-from rlvr.grid.driver import Driver, share_processors
+from rlvr.grid import checking, guard
+from rlvr.grid.driver import Driver, share_processors, stop_signals
 from rlvr.grid.page import Outcome, read_outcome, write_outcome
 from rlvr.grid.spec import Run, load_grid
 
@@ -34,6 +40,8 @@ _WORKERS = flags.DEFINE_integer("workers", 1, "Runs at a time; the processors ar
 _WORKER_ENV = flags.DEFINE_multi_string(
     "worker_env", [], "'NAME=VALUE NAME=VALUE' for the runs of one worker, once for each: which devices they use, say."
 )
+_ONE_PROGRAM = flags.DEFINE_bool("one_program", False, "Runs are lanes of compiled programs, not processes.")
+_LANES = flags.DEFINE_integer("lanes", 0, "With --one_program: runs of a program, at most; 0 for all.", lower_bound=0)
 _SHARD = flags.DEFINE_string("shard", "0/1", "i/n, i from 0: every n-th run from the i-th on, for one of n machines.")
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Only writes the report of what is done.")
 _RETRY_FAILED = flags.DEFINE_bool("retry_failed", False, "Runs that failed before are tried once more.")
@@ -49,24 +57,77 @@ def main(argv: Sequence[str]) -> int:
     checking.check_folders(folder, runs, configs)
     index, count = _read_shard(_SHARD.value)
     own = runs[index::count]
+    if _ONE_PROGRAM.value:
+        from rlvr.grid.at_once import share_groups
+
+        own = share_groups(runs, configs, index, count)
     if not _REPORT_ONLY.value:
-        workers = share_processors(_WORKERS.value, _read_environments(_WORKER_ENV.value, _WORKERS.value))
         folder.mkdir(parents=True, exist_ok=True)
-        # Seeds of a point, and often points, are the same programs: they are compiled once.
-        environment = {"JAX_COMPILATION_CACHE_DIR": str((folder / "compiled").resolve())} | os.environ
-        driver = Driver(
-            folder,
-            lambda run, workdir: _command(base, run, workdir),
-            workers,
-            environment=environment,
-            retry_failed=_RETRY_FAILED.value,
-            say=_say,
-        )
-        driver.drive(own)
+        (_drive_at_once if _ONE_PROGRAM.value else _drive_processes)(folder, base, own, configs)
     outcome = read_outcome(grid, base, folder)
     print(write_outcome(outcome, file.stem, folder))
     cli.print_result(_summarize(outcome))
     return int(any(outcome.records[run.name].state != "done" for run in own))
+
+
+def _drive_processes(folder: Path, base: str, runs: Sequence[Run], configs: Mapping[str, ExperimentConfig]) -> None:
+    """Each run is a process of its own."""
+    del configs
+    workers = share_processors(_WORKERS.value, _read_environments(_WORKER_ENV.value, _WORKERS.value))
+    # Seeds of a point, and often points, are the same programs: they are compiled once.
+    environment = {"JAX_COMPILATION_CACHE_DIR": str((folder / "compiled").resolve())} | os.environ
+    driver = Driver(
+        folder,
+        lambda run, workdir: _command(base, run, workdir),
+        workers,
+        environment=environment,
+        retry_failed=_RETRY_FAILED.value,
+        say=_say,
+    )
+    driver.drive(runs)
+
+
+def _drive_at_once(folder: Path, base: str, runs: Sequence[Run], configs: Mapping[str, ExperimentConfig]) -> None:
+    """All runs are lanes of programs: in this process, or with several workers in one for each."""
+    del base
+    # Here: it imports what only a process that computes needs.
+    from rlvr.grid.at_once import AtOnce, check_grid
+
+    check_grid(runs, configs)
+    if _WORKERS.value > 1:
+        _drive_shares()
+        return
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").resolve()))
+    AtOnce(folder, configs, lanes=_LANES.value, retry_failed=_RETRY_FAILED.value, say=_say).drive(runs)
+
+
+def _drive_shares() -> None:
+    """Runs this shard in processes, each with a shard of it and its share of the processors."""
+    index, count = _read_shard(_SHARD.value)
+    workers = share_processors(_WORKERS.value, _read_environments(_WORKER_ENV.value, _WORKERS.value))
+    command = [sys.executable, "-m", "launch.grid", f"--grid={_GRID.value}", f"--workdir={_WORKDIR.value}"]
+    command += ["--one_program", f"--lanes={_LANES.value}", f"--retry_failed={_RETRY_FAILED.value}"]
+    with stop_signals(lambda: None) as stopped:
+        children = []
+        for place, worker in enumerate(workers):
+            cpus = ",".join(map(str, worker.cpus))
+            share = f"--shard={index + count * place}/{count * len(workers)}"
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, guard.__file__, str(os.getpid()), cpus, *command, share],
+                    env={**os.environ, **worker.environment},
+                    stdout=sys.stderr,  # the last line of the output is this process's
+                    start_new_session=True,
+                )
+            )
+        told = False
+        while any(child.poll() is None for child in children):
+            if stopped() and not told:
+                told = True
+                for child in children:
+                    child.terminate()
+            time.sleep(0.2)
 
 
 def _say(line: str) -> None:

@@ -99,7 +99,7 @@ class Driver:
         """
         left = list(runs)
         claims_at, told = 0.0, False
-        with _stop_signals(self._kill) as stopped:
+        with stop_signals(self._kill) as stopped:
             while (left or self._children) and not stopped():
                 if self._settle_ended(stopping=False):
                     claims_at = 0.0
@@ -203,7 +203,7 @@ def _explain(status: int, output: str) -> str:
 
 
 @contextlib.contextmanager
-def _stop_signals(again: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+def stop_signals(again: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether SIGTERM or SIGINT came; at the second one `again` is called."""
     count = 0
 

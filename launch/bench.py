@@ -18,6 +18,7 @@ from absl import app
 from launch import cli
 from launch.benches.checkpoint import bench_checkpoint
 from launch.benches.compile import bench_compile
+from launch.benches.grid import bench_grid
 from launch.benches.moe import bench_moe
 from launch.benches.rollout import bench_rollout
 from launch.benches.rows import bench_rows
@@ -29,6 +30,7 @@ from rlvr import errors
 BENCHES: Mapping[str, Callable[[], dict[str, Any]]] = {
     "checkpoint": bench_checkpoint,
     "compile": bench_compile,
+    "grid": bench_grid,
     "moe": bench_moe,
     "rollout": bench_rollout,
     "rows": bench_rows,

@@ -48,6 +48,10 @@ RUNS = {
     ),
     "checkpoint": (("checkpoint",), ("blocked_s", "durable_s", "restore_s", "save_gb_per_s", "plain_gb_per_s")),
     "compile": (("compile", *STEP), ("programs", "trace_s", "lower_s", "compile_s")),
+    "grid": (
+        ("grid", "--grid_points=2", "--grid_steps=2", "--grid_warm_steps=2", "--grid_prompts=4", "--grid_processes=0"),
+        ("together_s", "one_by_one_s", "one_by_one_times"),
+    ),
     "verify": (("verify", "--verify_items=8"), ("verdicts_per_s_per_core", "bare_verdicts_per_s", "times_bare")),
 }
 

@@ -1,0 +1,60 @@
+"""Estimators of the KL to the start, in the loss and in the reward, at one coefficient and at a tenth of it.
+
+python -m launch.grid --grid=configs/grids/kl_estimators.py --workdir=runs/kl_estimators --one_program
+"""
+
+from configs import sums
+from rlvr.config import ExperimentConfig
+from rlvr.grid.measures import Measure
+from rlvr.grid.spec import Grid, Hypothesis, Point
+
+KL = Measure("kl/start", "mean", 0.25)
+ACCURACY = Measure("eval/sums/accuracy")
+REWARD = Measure("reward/mean", "mean")
+ENTROPY = Measure("rollout/entropy", "mean", 0.25)
+ESTIMATORS = ("k2", "k3", "k3+", "k3_is", "k1_in_reward", "k1_to_go")
+
+
+def get_config() -> ExperimentConfig:
+    """Returns the base config: no KL, advantages that are not divided by the spread, a token mean.
+
+    Without the division, a term in the reward and one in the loss of the same coefficient pull equally.
+    """
+    config = sums.get_config("kl_estimators")
+    config.objective.advantage, config.objective.aggregation = "dr_grpo", "token_mean"
+    return config
+
+
+def get_grid() -> Grid:
+    """Returns the grid."""
+    coefs = (0.01, 0.1)
+    points = [
+        Point({"objective.kl": name, "objective.kl_coef": coef}, f"{name} {coef:g}")
+        for name in ESTIMATORS
+        for coef in coefs
+    ]
+    return Grid(
+        base=get_config,
+        points=[Point({}, "no KL"), *points],
+        seeds=range(5),
+        baseline="no KL",
+        measures=[KL, REWARD, ACCURACY, ENTROPY],
+        hypotheses=[
+            *(
+                Hypothesis(f"{name} of 0.1 holds the policy nearer its start", KL, f"{name} 0.1", "below", "no KL")
+                for name in ESTIMATORS
+            ),
+            Hypothesis(
+                "k3, whose gradient is that of the other KL, holds less than k2",
+                KL,
+                "k3 0.1",
+                "above",
+                "k2 0.1",
+            ),
+            Hypothesis(
+                "k3+ holds as k2 does: the gradient is the same", KL, "k3+ 0.1", "near", "k2 0.1", smallest_effect=0.02
+            ),
+            Hypothesis("A weak KL costs no accuracy", ACCURACY, "k2 0.01", "near", "no KL", smallest_effect=0.05),
+            Hypothesis("A strong one does", ACCURACY, "k2 0.1", "below", "no KL"),
+        ],
+    )

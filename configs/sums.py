@@ -41,7 +41,7 @@ def get_config(
         optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=5),
         update=UpdateConfig(row_tokens=64, micro_tokens=2048, minibatches=4, logprob_chunk=512),
         warm_start=WarmStartConfig(
-            steps=300, rows=128, optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20, decay="cosine")
+            steps=800, rows=256, optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20, decay="cosine")
         ),
         evaluation=EvaluationConfig(interval=20),
     )

@@ -205,10 +205,9 @@ class _Group:
         """Returns (lanes, facts): as they were saved, or at the start of the RL."""
         facts: dict[str, Any]
         if (self._folder / _STATE).exists():
-            shape = jax.eval_shape(self._batch.begin, self._batch.abstract_params())
             with np.load(self._folder / _STATE) as saved:
                 leaves, facts = _unpack(saved)
-            return jax.tree.unflatten(jax.tree.structure(shape), leaves), facts
+            return jax.tree.unflatten(jax.tree.structure(self._batch.abstract_lane()), leaves), facts
         params, rows = warm_up(self._root / "warm", self._batch)
         lane = self._batch.begin(params)
         start = self._batch.evaluate(lane)

@@ -90,12 +90,12 @@ class Batch:
 
     def begin(self, params: Params) -> Lane:
         """Returns all lanes at the start of the RL, from parameters with an axis of lanes."""
-        scalars = {name: jnp.array([own[name] for own in self._scalars], jnp.float32) for name in self._scalars[0]}
-        data = {
-            role: np.stack([_key_data(config.seed, role) for config in self.configs])
-            for role in ("rollout", "evaluation")
-        }
-        lane: Lane = self._begin(params, scalars, data, self._tasks(0, self.config.rollout.staleness))
+        lane: Lane = self._begin(params, *self._given())
+        return lane
+
+    def abstract_lane(self) -> Lane:
+        """Returns the shapes of what `begin` returns."""
+        lane: Lane = jax.eval_shape(self._begin, self.abstract_params(), *self._given())
         return lane
 
     def run(self, lane: Lane, first: int, count: int) -> tuple[Lane, list[Rows], np.ndarray]:
@@ -124,6 +124,15 @@ class Batch:
             for i, result in enumerate(results):
                 result[name] = _summarize(*jax.tree.map(lambda x, i=i: x[i], (samples, verdicts)))
         return results
+
+    def _given(self) -> tuple[Any, Any, TaskArrays]:
+        """Returns the scalars and keys of all lanes, and the tasks that are sampled before any update."""
+        scalars = {name: jnp.array([own[name] for own in self._scalars], jnp.float32) for name in self._scalars[0]}
+        data = {
+            role: np.stack([_key_data(config.seed, role) for config in self.configs])
+            for role in ("rollout", "evaluation")
+        }
+        return scalars, data, self._tasks(0, self.config.rollout.staleness)
 
     def _tasks(self, first: int, count: int) -> TaskArrays:
         """Returns the tasks [count, P, ...] of steps of the RL."""

@@ -26,7 +26,6 @@ import jax
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs import sums
 from launch import cli
 from launch.benches.workload import peak_gb
 from rlvr import timing
@@ -35,6 +34,7 @@ from rlvr.grid.at_once import AtOnce
 from rlvr.grid.measures import read_history
 from rlvr.grid.spec import Point, Run
 
+CONFIG = "configs/sums.py"
 POINTS = flags.DEFINE_integer("grid_points", 16, "grid: points.", lower_bound=1)
 STEPS = flags.DEFINE_integer("grid_steps", 40, "grid: steps of the RL of each.", lower_bound=1)
 WARM = flags.DEFINE_integer("grid_warm_steps", 100, "grid: steps of the warm start of each.", lower_bound=1)
@@ -78,7 +78,7 @@ def make_run(index: int) -> Run:
 
 def make_config(run: Run) -> ExperimentConfig:
     """Returns the config of a run."""
-    return resolve(cli.parse_config(sums.__file__, arguments(run)))
+    return resolve(cli.parse_config(CONFIG, arguments(run)))
 
 
 def arguments(run: Run) -> list[str]:
@@ -111,7 +111,7 @@ def run_processes(folder: Path, runs: list[Run]) -> float:
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
     with timing.timed() as took:
         for run in runs:
-            command = [sys.executable, "-m", "launch.train", f"--config={sums.__file__}"]
+            command = [sys.executable, "-m", "launch.train", f"--config={CONFIG}"]
             command += [f"--workdir={folder / run.name}", *arguments(run)]
             subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     return took() / max(len(runs), 1)

@@ -189,13 +189,11 @@ class Run:
         self.journal.open(self.step, {"phase": "rl", **metrics}, lambda: {**read(), "optimizer/lr": rate()})
 
     def _evaluate(self) -> dict[str, Any]:
-        c, parts, policy = self.config, self.parts, self.parts.trainable.sampling(self.state.params)
-        options: dict[str, Any] = {
-            "seed": c.seed,
-            "temperature": c.evaluation.temperature,
-            "should_stop": self.should_stop,
-        }
-        return evaluation.evaluate(parts.collector, policy, parts.eval_sets, **options)
+        evaluate = functools.partial(evaluation.evaluate, seed=self.config.seed, should_stop=self.should_stop)
+        policy = self.parts.trainable.sampling(self.state.params)
+        return evaluate(
+            self.parts.collector, policy, self.parts.eval_sets, temperature=self.config.evaluation.temperature
+        )
 
     def _is_evaluation_due(self) -> bool:
         rl_steps = self.step - self.warm_steps

@@ -62,7 +62,7 @@ def bench(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "grid" else ()) for n in RUNS])
 def test_the_last_line_of_a_bench_is_its_result(name: str) -> None:
     arguments, positive = RUNS[name]
     done = bench(*arguments)

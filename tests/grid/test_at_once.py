@@ -29,8 +29,7 @@ GRID = Grid(
     [REWARD, Measure("eval/*/accuracy"), Measure("clip/high", "mean")],
     [Hypothesis("More samples earn more", REWARD, "wide", "above", "base")],
 )
-SHALLOW = {"policy.layers": 1}  # which compiles faster
-CONFIGS = {run.name: make_config({**run.point.overrides, **SHALLOW}, seed=run.seed) for run in GRID.runs()}
+CONFIGS = {run.name: make_config(run.point.overrides, seed=run.seed) for run in GRID.runs()}
 
 
 def drive(folder, said=None, **options):

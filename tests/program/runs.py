@@ -26,6 +26,7 @@ def make_config(changes=(), **own) -> ExperimentConfig:
     config = dataclasses.replace(
         base,
         steps=STEPS,
+        policy=dataclasses.replace(base.policy, layers=1),  # which compiles faster
         data=DataConfig(tasks=(TaskSetConfig(source="arithmetic", name="sums", eval_size=8, options=options),)),
         rollout=dataclasses.replace(base.rollout, prompts=8),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2, decay="linear"),

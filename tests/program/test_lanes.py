@@ -48,7 +48,7 @@ def test_the_scalars_put_back_are_the_config():
     ("changes", "message"),
     [
         ({"rollout.top_p": 0.9}, "rollout.top_p=0.9 cannot be part of one program (accepted: 1.0)"),
-        ({"policy.moe_layers": (1,)}, "policy.moe_layers=[1] cannot be part of one program"),
+        ({"policy.moe_layers": (0,)}, "policy.moe_layers=[0] cannot be part of one program"),
         ({"update.epochs": 2}, "update.epochs=2 cannot be part of one program"),
         ({"objective.advantage": "gae"}, "objective.advantage='gae' cannot be part of one program"),
         ({"objective.selection.covariance": "clip_cov"}, "objective.selection.covariance='clip_cov' cannot be"),

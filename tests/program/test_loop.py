@@ -46,7 +46,10 @@ def params_of(folder, config):
         return jax.tree.map(np.asarray, checkpoint.load_policy(folder, mesh).params)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+FIRST, *OTHERS = OBJECTIVES
+
+
+@pytest.mark.parametrize("name", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_the_program_is_the_ordinary_loop(tmp_path, name):
     config = make_config(OBJECTIVES[name], seed=3)
     with tiny.runs_in_process():

@@ -1,6 +1,7 @@
 """The entry points that use a policy: sample, score, evaluate; and SmolLM2 against transformers."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from launch import cli
 from rlvr.checkpoint import save_policy
 from rlvr.data.pipeline import make_train_stream
 from rlvr.policy.config import PolicyConfig
@@ -17,6 +19,21 @@ from rlvr.text.tokenizer import ByteTokenizer
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(
+    ("given", "then"),
+    [
+        ("", f"{cli.TPU_FLAG}={cli.TPU_VALUE}"),
+        ("--of_jax=true", f"--of_jax=true {cli.TPU_FLAG}={cli.TPU_VALUE}"),
+        (f"{cli.TPU_FLAG}=5", f"{cli.TPU_FLAG}=5"),
+    ],
+)
+def test_the_flag_for_tpus_is_added_once(given: str, then: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", given)
+    monkeypatch.setattr(cli.app, "run", lambda *args, **kwargs: None)
+    cli.run(lambda argv: 0)
+    assert os.environ["LIBTPU_INIT_ARGS"] == then
 
 
 @pytest.fixture(scope="module")

@@ -22,5 +22,5 @@ def get_config() -> ExperimentConfig:
         ),
         rollout=RolloutConfig(prompts=64, group_size=16),
         update=UpdateConfig(row_tokens=4096, micro_tokens=32 * 4096, logprob_chunk=32 * 3072),
-        mesh=MeshConfig(fsdp=4, expert=8),
+        mesh=MeshConfig(fsdp=8, expert=4),
     )

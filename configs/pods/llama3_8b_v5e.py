@@ -5,8 +5,11 @@
         -- --config=configs/pods/llama3_8b_v5e.py --config.checkpoint=FOLDER
 
 Heads, hidden widths and vocabulary are split over 4 chips, so that a chip decodes with a quarter of the weights. The
-head's loss is one chunk: with several, the head is gathered and its gradient reduced for each.
+head's loss is one chunk: with several, the head is gathered and its gradient reduced for each. A chip's memory has room
+for the results of the layers' products, which are not computed again.
 """
+
+import dataclasses
 
 from configs.pods import shapes
 from rlvr.config import ExperimentConfig, RolloutConfig
@@ -20,7 +23,7 @@ def get_config() -> ExperimentConfig:
     return ExperimentConfig(
         name="llama3_8b_v5e",
         checkpoint="weights/llama3-8b-instruct",
-        policy=shapes.llama3_8b(),
+        policy=dataclasses.replace(shapes.llama3_8b(), remat="dots"),
         data=shapes.gsm8k(),
         engine=EngineConfig(
             slots=512, max_prompt_tokens=512, max_new_tokens=1536, prefill_rows=16, decode_steps=16, page_tokens=128

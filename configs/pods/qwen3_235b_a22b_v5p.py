@@ -2,7 +2,7 @@
 
     python -m launch.compile --config=configs/pods/qwen3_235b_a22b_v5p.py --topology=v5p:8x8x8 --layers=1,2
 
-Thirty-two ways of experts: a chip decodes with four experts of each layer and the whole of everything else.
+Sixteen ways of experts: a chip decodes with eight experts of each layer and the whole of everything else.
 """
 
 import dataclasses
@@ -24,5 +24,5 @@ def get_config() -> ExperimentConfig:
         engine=dataclasses.replace(config.engine, slots=8192, prefill_rows=512),
         rollout=RolloutConfig(prompts=512, group_size=16),
         update=UpdateConfig(row_tokens=4096, micro_tokens=512 * 4096, logprob_chunk=512 * 3072),
-        mesh=MeshConfig(fsdp=16, expert=32),
+        mesh=MeshConfig(fsdp=32, expert=16),
     )

@@ -2,7 +2,8 @@
 
     python -m launch.compile --config=configs/pods/qwen3_30b_a3b_v5p.py --topology=v5p:4x4x4 --layers=1,2
 
-Eight ways of experts, eight of parameters; each expert group of eight chips holds all experts.
+Four ways of experts, sixteen of parameters. Fewer ways of experts mean fewer rows that are there for the worst case,
+in which all tokens go to one shard (a quarter of the rows is filled here), and more of the experts on each chip.
 """
 
 from configs.pods import shapes
@@ -23,6 +24,6 @@ def get_config() -> ExperimentConfig:
             slots=2048, max_prompt_tokens=1024, max_new_tokens=3072, prefill_rows=64, decode_steps=16, page_tokens=128
         ),
         rollout=RolloutConfig(prompts=128, group_size=16),
-        update=UpdateConfig(row_tokens=8192, micro_tokens=64 * 8192, logprob_chunk=64 * 6144),
-        mesh=MeshConfig(fsdp=8, expert=8),
+        update=UpdateConfig(row_tokens=4096, micro_tokens=64 * 4096, logprob_chunk=64 * 3072),
+        mesh=MeshConfig(fsdp=16, expert=4),
     )

@@ -25,6 +25,9 @@ from jax.experimental.pallas import tpu as pltpu
 from rlvr import partition
 
 NEVER = float(np.finfo(np.float32).min)
+# Bytes of on-chip memory that a kernel may take, of 64 MB or more. The compiler's own limit is half of this, which the
+# backward pass of 16 query heads a key head exceeds.
+MEMORY = 32 * 2**20
 
 
 class Plan(NamedTuple):
@@ -213,7 +216,9 @@ class _Call:
                 scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
             ),
             out_shape=[jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in results],
-            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=MEMORY
+            ),
             name=kernel.func.__name__.strip("_"),
         )
         return functools.partial(call, *self.plan)

@@ -39,7 +39,7 @@ from rlvr.text.tokenizer import Tokenizer, load_tokenizer
 log = logging.getLogger("rlvr")
 
 # Trees shaped like the trained parameters that a run may carry beside them.
-COPIES = ("reference",)
+COPIES = ("reference", "teacher")
 
 # How many bytes of a policy are on their way to its folder at a time, beside its largest array.
 SAVE_BYTES = 64_000_000

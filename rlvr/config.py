@@ -19,7 +19,8 @@ from rlvr import errors
 from rlvr.algo import compatibility
 from rlvr.algo.advantages import BINARY, COMPARING, NON_NEGATIVE
 from rlvr.algo.curriculum import CurriculumConfig
-from rlvr.algo.kl import LARGEST_ERROR
+from rlvr.algo.distill import DistillConfig
+from rlvr.algo.kl import LARGEST_ERROR, LOSS_ESTIMATORS
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.rewards import RewardConfig
 from rlvr.checkpoint import CheckpointConfig, read_policy_config
@@ -85,12 +86,14 @@ class WarmStartConfig:
     Attributes:
         steps: optimizer steps; 0 for none.
         rows: demonstrations a step.
+        hinted: share of them that stand behind the prompt with the hint, which so learns to be read.
         balance_coef, z_coef: of the router losses; see `ObjectiveConfig`.
         optimizer: of this stage; its state is dropped at the end.
     """
 
     steps: int = 0
     rows: int = 64
+    hinted: float = 0.0
     balance_coef: float = 0.0
     z_coef: float = 0.0
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
@@ -166,6 +169,7 @@ class ExperimentConfig:
     verifiers: VerifierConfig = dataclasses.field(default_factory=VerifierConfig)
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     update: UpdateConfig = dataclasses.field(default_factory=UpdateConfig)
     critic: CriticConfig = dataclasses.field(default_factory=CriticConfig)
@@ -225,6 +229,7 @@ def validate(config: ExperimentConfig) -> None:
     config.verifiers.validate()
     config.reward.validate()
     config.objective.validate()
+    config.distill.validate()
     config.optimizer.validate("optimizer")
     config.update.validate("update")
     config.critic.validate()
@@ -235,11 +240,13 @@ def validate(config: ExperimentConfig) -> None:
     _validate_credit(config)
     _validate_reference(config)
     _validate_critic(config)
+    _validate_distill(config)
     _validate_routing(config)
     _validate_lengths(config)
     _validate_lora(config)
     errors.check_at_least("warm_start.steps", config.warm_start.steps, 0)
     errors.check_at_least("warm_start.rows", config.warm_start.rows, 1)
+    errors.check_between("warm_start.hinted", config.warm_start.hinted, 0.0, 1.0)
     config.warm_start.optimizer.validate("warm_start.optimizer")
     errors.check_at_least("evaluation.interval", config.evaluation.interval, 1)
     errors.check_at_least("evaluation.temperature", config.evaluation.temperature, 0.0)
@@ -299,6 +306,42 @@ def _validate_critic(config: ExperimentConfig) -> None:
                 f"reward.length.{field}={value} with objective.value.bootstrap=True: what a sample that was cut off is "
                 "worth is then its value at the end, whatever its reward"
             )
+
+
+def _validate_distill(config: ExperimentConfig) -> None:
+    """Refuses what does not go with distillation."""
+    distill, objective, rollout = config.distill, config.objective, config.rollout
+    if distill.method == "none":
+        return
+    name = f"distill.method={distill.method!r}"
+    for field, none in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
+        if (value := getattr(rollout, field)) != none:
+            raise errors.ConfigError(
+                f"rollout.{field}={value} with {name}: teacher and student would be compared on the tokens that passed "
+                "the filter of one of them"
+            )
+    if distill.method != "pi":
+        return
+    if objective.kl in LOSS_ESTIMATORS:
+        raise errors.ConfigError(
+            f"objective.kl={objective.kl!r} with {name}, which has its own two KLs, of distill.coef (accepted: none)"
+        )
+    if objective.needs_values():
+        raise errors.ConfigError(
+            f"objective.advantage={objective.advantage!r} with {name}: the critic's values would be those of the "
+            "teacher's prompts alone (accepted: advantages of groups)"
+        )
+    if objective.routing == "rollout":
+        raise errors.ConfigError(
+            f"objective.routing='rollout' with {name}: what was recorded is of the teacher's prompt (accepted: live, "
+            "old)"
+        )
+    if distill.alpha < 1 and (objective.old != "rollout" or objective.surrogate == "reinforce"):
+        raise errors.ConfigError(
+            f"objective.surrogate={objective.surrogate!r}, objective.old={objective.old!r} with {name}: the student "
+            "learns from the teacher's samples by the ratio student / teacher as sampled (accepted: a surrogate with a "
+            "ratio, and old='rollout')"
+        )
 
 
 def _validate_routing(config: ExperimentConfig) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 
 from rlvr.algo import lengths
 from rlvr.algo.advantages import ADVANTAGES, SPREAD_TOLERANCE, Groups, whiten
+from rlvr.algo.distill import DistillConfig
+from rlvr.algo.kl import LOG_RATIO_LIMIT
 from rlvr.algo.lengths import LengthConfig
 from rlvr.algo.rewards import RewardConfig, compute_rewards, is_accused, part_rewards
 from rlvr.algo.value import ValueConfig, estimate_advantages
@@ -93,6 +95,7 @@ def assign_credit(
     reference: Sequence[np.ndarray] | None,
     kl_coef: float | None = None,
     values: Sequence[np.ndarray] | None = None,
+    taught: Sequence[np.ndarray] | None = None,
 ) -> Credit:
     """Compares the episodes of each group, or (advantage "gae") their tokens with what the critic expected.
 
@@ -102,6 +105,7 @@ def assign_credit(
             where the advantage of token t loses the same sum from t on: with "gae", each token's reward its own part.
         kl_coef: by default the objective's.
         values: of `Learner.values`; needed for "gae".
+        taught: a teacher's log-probs of each row's completion (`rlvr.algo.distill`), if they are wanted.
 
     Raises:
         DataError: rewards that the advantage is not for, or a verdict without a part that is a reward.
@@ -138,7 +142,26 @@ def assign_credit(
         tokens = [
             (a - np.cumsum(each[::-1])[::-1]) * counts for a, each, counts in zip(advantages, drift, valid, strict=True)
         ]
-    return _finish(objective.whiten, credit._replace(advantages=advantages, tokens=tokens), count_tokens(episodes))
+    credit = _finish(objective.whiten, credit._replace(advantages=advantages, tokens=tokens), count_tokens(episodes))
+    return teach(config.distill, credit, rows, taught)
+
+
+def teach(config: DistillConfig, credit: Credit, rows: Sequence[Row], taught: Sequence[np.ndarray] | None) -> Credit:
+    """Returns the credit with the teacher's: reward * A + coef * (log teacher - log student), the latter as sampled.
+
+    A number, not a function of the parameters: differentiated, log student - log teacher has the expectation zero. It
+    is that of every sample, also of those without a verdict.
+    """
+    if taught is None:
+        if config.reward == 1.0:
+            return credit
+        tokens = None if credit.tokens is None else [config.reward * each for each in credit.tokens]
+        return credit._replace(advantages=config.reward * credit.advantages, tokens=tokens)
+    before = credit.advantages if credit.tokens is None else credit.tokens
+    lead = [np.subtract(t, row.old_logprobs, dtype=np.float64) for t, row in zip(taught, rows, strict=True)]
+    bounded = [np.clip(x, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT) for x in lead]
+    tokens = [config.reward * a + config.coef * x for a, x in zip(before, bounded, strict=True)]
+    return credit._replace(advantages=np.array([each.mean() for each in tokens]), tokens=tokens)
 
 
 def _appraise(

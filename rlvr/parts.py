@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,15 +14,18 @@ from jax.sharding import Mesh
 
 from rlvr import errors, fingerprint, keys, partition
 from rlvr.adaptation import Adaptation
+from rlvr.algo.distill import DistillConfig
 from rlvr.algo.objectives import ObjectiveConfig
-from rlvr.checkpoint import load_merged_params
+from rlvr.checkpoint import load_merged_params, read_policy_config
 from rlvr.config import ExperimentConfig
 from rlvr.curriculum import Curriculum
 from rlvr.data.pipeline import TaskStream
+from rlvr.learner.batch import Row
 from rlvr.learner.learner import Learner
 from rlvr.learner.optimizer import OptimizerConfig
+from rlvr.learner.scoring import Layout, make_scorer
 from rlvr.learner.trainable import Trainable, adapters_only, all_parameters
-from rlvr.learner.update import UpdateConfig
+from rlvr.learner.update import Teaching, UpdateConfig
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.lora import init_adapters
 from rlvr.policy.transformer import Params, Policy
@@ -29,11 +33,22 @@ from rlvr.rollout.collect import Collector
 from rlvr.rollout.engine import Engine
 from rlvr.rollout.requests import check_prompt
 from rlvr.text.chat import encode_task
-from rlvr.text.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from rlvr.text.tokenizer import ByteTokenizer, Tokenizer, is_same_vocabulary, load_tokenizer
 from rlvr.types import Task
 from rlvr.verifiers.pool import VerifierPool
 
-Demonstration = tuple[Sequence[int], np.ndarray, np.ndarray]
+
+class Teacher(NamedTuple):
+    """Another policy to distil from.
+
+    Attributes:
+        policy, params: on the run's mesh.
+        score: rows -> log-probs of each row's completion.
+    """
+
+    policy: Policy
+    params: Params
+    score: Callable[[Sequence[Row]], list[np.ndarray]]
 
 
 class Parts(NamedTuple):
@@ -48,7 +63,8 @@ class Parts(NamedTuple):
         adaptation: what the adapters adapt, or None if all parameters are trained.
         learner, warm_learner: the updates of the RL and of the warm start.
         initial_params: returns the trained parameters that the run starts from.
-        demonstration: (prompt ids, completion ids with the stop token, zeros) of a task, for a warm start.
+        teacher: the policy of `distill.checkpoint`, or None.
+        demonstrate: maps tasks to the rows of a warm start's step, each with advantage one.
     """
 
     stream: TaskStream
@@ -61,7 +77,8 @@ class Parts(NamedTuple):
     learner: Learner
     warm_learner: Learner
     initial_params: Callable[[], Params]
-    demonstration: Callable[[Task], Demonstration]
+    teacher: Teacher | None
+    demonstrate: Callable[[Sequence[Task]], list[Row]]
 
 
 def make_parts(
@@ -88,8 +105,11 @@ def make_parts(
         decode_text=tokenizer.decode,
     )
     trainable, adaptation, start = make_trainable(config, policy, mesh)
+    teacher = load_teacher(config, tokenizer, mesh)
 
-    def learner(objective: ObjectiveConfig, optimizer: OptimizerConfig, update: UpdateConfig, steps: int) -> Learner:
+    def learner(
+        objective: ObjectiveConfig, optimizer: OptimizerConfig, update: UpdateConfig, steps: int, **teaching: Any
+    ) -> Learner:
         return Learner(
             policy,
             objective,
@@ -102,6 +122,7 @@ def make_parts(
             mesh=mesh,
             trainable=trainable,
             critic=config.critic if objective.needs_values() else None,
+            **teaching,
         )
 
     warm = config.warm_start
@@ -117,11 +138,59 @@ def make_parts(
         collector=Collector(engine, tokenizer, pool),
         trainable=trainable,
         adaptation=adaptation,
-        learner=learner(config.objective, config.optimizer, config.update, config.steps),
+        learner=learner(
+            config.objective,
+            config.optimizer,
+            config.update,
+            config.steps,
+            distill=None if config.distill.method == "none" else config.distill,
+            teaching=make_teaching(config.distill, policy, trainable, teacher),
+        ),
         warm_learner=learner(imitate, warm.optimizer, whole, warm.steps),
         initial_params=start,
-        demonstration=lambda task: encode_demonstration(tokenizer, task),
+        teacher=teacher,
+        demonstrate=functools.partial(demonstrate, tokenizer, warm.hinted),
     )
+
+
+def load_teacher(config: ExperimentConfig, tokenizer: Tokenizer, mesh: Mesh) -> Teacher | None:
+    """Returns the policy of `distill.checkpoint`.
+
+    Raises:
+        WeightsError: it cannot be loaded.
+        ConfigError: its tokens are not the run's.
+    """
+    folder = Path(config.distill.checkpoint)
+    if not config.distill.checkpoint:
+        return None
+    shape = read_policy_config(folder)
+    if not is_same_vocabulary(load_tokenizer(folder / "tokenizer"), tokenizer):
+        raise errors.ConfigError(
+            f"distill.checkpoint={str(folder)!r} has another tokenizer than the policy: distillation compares the "
+            "probabilities of the same tokens"
+        )
+    if config.distill.form == "full" and shape.vocab_size != config.policy.vocab_size:
+        raise errors.ConfigError(
+            f"distill.checkpoint={str(folder)!r} has vocab_size={shape.vocab_size}, the policy "
+            f"{config.policy.vocab_size}: distill.form='full' compares them id by id (accepted: distill.form='sampled')"
+        )
+    policy, params = Policy(shape), load_merged_params(folder, shape, mesh)
+    layout = Layout(config.update.row_tokens, config.update.micro_tokens, mesh)
+    score = make_scorer(policy, layout, temperature=config.rollout.temperature, chunk=config.update.logprob_chunk)
+    return Teacher(policy, params, functools.partial(score, params))
+
+
+def make_teaching(
+    distill: DistillConfig, policy: Policy, trainable: Trainable, teacher: Teacher | None
+) -> Teaching | None:
+    """Returns what the update compares distributions with, if it does."""
+    if not distill.compares():
+        return None
+    if teacher is not None:
+        return Teaching(distill, teacher.policy, lambda own, frozen, given: given or own)
+    if distill.teacher in ("start", "ema"):
+        return Teaching(distill, policy, lambda own, frozen, given: trainable.join(given or own, frozen))
+    return Teaching(distill, policy, lambda own, frozen, given: own)
 
 
 def make_trainable(
@@ -185,11 +254,15 @@ def check_tasks(
         DataError: a prompt or demonstration over its budget, or a warm start on a task without demonstration.
     """
     verifiers = set()
+    warm, show = config.warm_start, config.distill.shows_hints()
     for task in stream.iter_distinct():
         verifiers.add(task.verifier)
         _check_task(config, tokenizer, task, "training")
-        if config.warm_start.steps:
-            _check_demonstration(config, tokenizer, task)
+        if show or (warm.steps and warm.hinted):
+            _check_task(config, tokenizer, task, "training", hinted=True)
+        if warm.steps:
+            for hinted in (False, True)[warm.hinted == 1 : 1 + (warm.hinted > 0)]:
+                _check_demonstration(config, tokenizer, task, hinted)
     return verifiers | check_eval_tasks(config, tokenizer, eval_sets)
 
 
@@ -205,16 +278,19 @@ def check_eval_tasks(
     return verifiers
 
 
-def _check_task(config: ExperimentConfig, tokenizer: Tokenizer, task: Task, kind: str) -> None:
-    name = f"the {kind} task of {task.task!r} that begins {task.prompt[:60]!r}"
-    check_prompt(encode_task(tokenizer, task), config.engine.max_prompt_tokens, name)
+def _check_task(config: ExperimentConfig, tokenizer: Tokenizer, task: Task, kind: str, hinted: bool = False) -> None:
+    name = f"the {kind} task of {task.task!r} that begins {task.prompt[:60]!r}{', with its hint,' if hinted else ''}"
+    ids = encode_task(tokenizer, task, hinted=hinted)
+    check_prompt(ids, config.engine.max_prompt_tokens, name)
+    if hinted and ids == encode_task(tokenizer, task):
+        raise errors.DataError(f"{name} is the same prompt as without")
 
 
-def _check_demonstration(config: ExperimentConfig, tokenizer: Tokenizer, task: Task) -> None:
+def _check_demonstration(config: ExperimentConfig, tokenizer: Tokenizer, task: Task, hinted: bool) -> None:
     name = f"the training task of {task.task!r} that begins {task.prompt[:60]!r}"
-    if not task.demonstration:
+    if not (task.hinted_demonstration if hinted else task.demonstration):
         raise errors.DataError(f"{name} has no demonstration, which warm_start.steps={config.warm_start.steps} needs")
-    length = len(encode_demonstration(tokenizer, task)[1])
+    length = len(encode_demonstration(tokenizer, task, hinted=hinted)[1])
     if length > config.engine.max_new_tokens:
         raise errors.DataError(
             f"the demonstration of {name} has {length} tokens; accepted: at most "
@@ -222,7 +298,19 @@ def _check_demonstration(config: ExperimentConfig, tokenizer: Tokenizer, task: T
         )
 
 
-def encode_demonstration(tokenizer: Tokenizer, task: Task) -> Demonstration:
-    """Returns (prompt ids, demonstration ids and a stop token, zeros in place of sampled log-probs)."""
-    completion = [*tokenizer.encode(task.demonstration), tokenizer.stop_ids[0]]
-    return encode_task(tokenizer, task), np.array(completion, np.int32), np.zeros(len(completion), np.float32)
+def demonstrate(tokenizer: Tokenizer, hinted: float, tasks: Sequence[Task]) -> list[Row]:
+    """Returns the tasks' demonstrations as rows with advantage one.
+
+    Args:
+        hinted: share of them that stand behind the prompt with the hint, spread evenly.
+    """
+    shown = [int((i + 1) * hinted) > int(i * hinted) for i in range(len(tasks))]
+    told = [encode_demonstration(tokenizer, task, hinted=h) for task, h in zip(tasks, shown, strict=True)]
+    return [Row(p, c, np.zeros(len(c), np.float32), 1.0, i) for i, (p, c) in enumerate(told)]
+
+
+def encode_demonstration(tokenizer: Tokenizer, task: Task, *, hinted: bool = False) -> tuple[list[int], np.ndarray]:
+    """Returns (prompt ids, ids of the demonstration and of a stop token)."""
+    text = task.hinted_demonstration if hinted else task.demonstration
+    completion = [*tokenizer.encode(text), tokenizer.stop_ids[0]]
+    return encode_task(tokenizer, task, hinted=hinted), np.array(completion, np.int32)

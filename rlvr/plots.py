@@ -90,6 +90,7 @@ def draw_plots(rows: Rows, eval_counts: Mapping[str, int]) -> list[str]:
             rows,
             [("kl/start", "the start's"), ("kl/reference", "a synced one")],
         ),
+        _plot("Divergence from the teacher", "nats per token", rows, [("distill/divergence", "mean")]),
         _plot(
             "Clipped tokens",
             "fraction of tokens",

@@ -23,10 +23,11 @@ class Reference:
         config: what becomes of them.
         learner: of the RL.
         start: folder of the trained parameters at the start of the RL.
+        name: under which a checkpoint holds them.
     """
 
-    def __init__(self, config: ReferenceConfig, learner: Learner, start: Path):
-        self._config, self._learner, self._start = config, learner, start
+    def __init__(self, config: ReferenceConfig, learner: Learner, start: Path, name: str = "reference"):
+        self.start, self._config, self._learner, self._name = start, config, learner, name
         self._params: Params | None = None
         self._moved = False
 
@@ -37,13 +38,13 @@ class Reference:
 
     def score(self, rows: Sequence[Row]) -> list[np.ndarray] | None:
         """Returns the log-probs of each row's completion; None if there is no reference."""
-        return None if self._config.update == "absent" else self._learner.score(self._load(), rows)
+        return None if self._config.update == "absent" else self._learner.score(self.load(), rows)
 
     def follow(self, params: Params, rl_step: int) -> None:
         """Takes up the policy after an RL step, where an update is due."""
         if self._config.update != "synced" or (rl_step + 1) % self._config.interval:
             return
-        self._params, self._moved = self._mix(self._load(), params), True
+        self._params, self._moved = self._mix(self.load(), params), True
 
     @functools.cached_property
     def _mix(self) -> Callable[[Params, Params], Params]:
@@ -56,14 +57,14 @@ class Reference:
 
     def moved(self) -> dict[str, Params]:
         """Returns what a checkpoint must hold: the parameters, once they are no longer those of the start."""
-        return {"reference": self._params} if self._moved and self._params is not None else {}
+        return {self._name: self._params} if self._moved and self._params is not None else {}
 
     def resume(self, copies: Mapping[str, Params]) -> None:
         """Takes up what `moved` returned."""
-        if "reference" in copies:
-            self._params, self._moved = copies["reference"], True
+        self._params, self._moved = copies.get(self._name), self._name in copies
 
-    def _load(self) -> Params:
+    def load(self) -> Params:
+        """Returns the parameters."""
         if self._params is None:
-            self._params = checkpoint.load_tree(self._start, self._learner.abstract().params)
+            self._params = checkpoint.load_tree(self.start, self._learner.abstract().params)
         return self._params

@@ -88,7 +88,8 @@ class Rollouts:
         self._state = facts["state"]
         if arrays is not None:
             picks, samples = [tuple(pick) for pick in facts["picks"]], self._config.rollout.group_size
-            sampled = self._collector.resume(self._curriculum.tasks(picks), samples, arrays, facts["sampled"])
+            tasks, hinted = self._curriculum.tasks(picks), self._config.distill.samples_teacher()
+            sampled = self._collector.resume(tasks, samples, arrays, facts["sampled"], hinted=hinted)
             self._next = Ahead(sampled, picks, facts["drawn"])
 
     def _sample_next(self, rl_step: int, params: Params, hooks: Hooks) -> Ahead:
@@ -101,7 +102,8 @@ class Rollouts:
     def _sample(self, picks: Sequence[Pick], params: Params, hooks: Hooks, *counters: int) -> Sampled:
         rollout = self._config.rollout
         key = keys.make_key(self._config.seed, "rollout", *counters)
-        options = {"samples": rollout.group_size, **rollout.sampling(), **hooks}
+        hinted = self._config.distill.samples_teacher()
+        options = {"samples": rollout.group_size, "hinted": hinted, **rollout.sampling(), **hooks}
         return self._collector.sample(params, self._curriculum.tasks(picks), key, **options)
 
     def _fill(

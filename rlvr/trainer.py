@@ -19,8 +19,8 @@ from rlvr.checkpoint import Checkpoints
 from rlvr.config import ExperimentConfig, config_hash, resolve
 from rlvr.credit import assign_credit, make_rows
 from rlvr.data.pipeline import make_eval_sets, make_train_stream
+from rlvr.distillation import Distillation
 from rlvr.journal import Journal
-from rlvr.learner.batch import Row
 from rlvr.mesh import make_mesh
 from rlvr.metrics import mean_kl, rollout_metrics, sample_rows, warm_start_metrics
 from rlvr.parts import Parts, check_tasks, make_parts, read_tokenizer
@@ -84,6 +84,7 @@ class Run:
         self.warm_steps, self.total = config.warm_start.steps, config.warm_start.steps + config.steps
         self.rollouts = Rollouts(config, parts.collector, parts.curriculum)
         self.reference = Reference(config.objective.reference, parts.learner, folder / "start")
+        self.distillation = Distillation(config, parts, self.reference)
 
     def finish(self) -> dict[str, Any] | None:
         """Runs all steps that are left, then writes the result and the report."""
@@ -142,8 +143,7 @@ class Run:
         learner, step = self.parts.warm_learner, self.step
         rows_a_step = self.config.warm_start.rows
         tasks = self.parts.stream.batch(step * rows_a_step, rows_a_step)
-        rows = [Row(*self.parts.demonstration(task), 1.0, i) for i, task in enumerate(tasks)]
-        self.state, read = learner.update(self.state, rows)
+        self.state, read = learner.update(self.state, self.parts.demonstrate(tasks))
         rate = functools.partial(learner.learning_rate, step)
         self.journal.open(step, {"phase": "warm_start"}, lambda: {**warm_start_metrics(read()), "optimizer/lr": rate()})
 
@@ -169,18 +169,21 @@ class Run:
         measure_kl = c.objective.needs_reference() or rl_step % c.evaluation.interval == 0
         reference = self.reference.score(rows) if measure_kl else None
         kl_coef = self.record.get("kl_coef", c.objective.kl_coef)
-        credit = assign_credit(c, episodes, rows, reference, kl_coef, learner.values(self.state, rows))
+        taught = self.distillation.grade(self.state.params, episodes, rows)
+        credit = assign_credit(c, episodes, rows, reference, kl_coef, learner.values(self.state, rows), taught)
+        lesson = self.distillation.prepare(self.state.params, episodes, credit.attach(rows), reference, taught)
         bonus = EntropyBonus(*self.record.get("entropy_bonus", (c.objective.entropy_coef, True)))
-        coefs, critic_only = (bonus.coef * bonus.active, kl_coef), rl_step < c.critic.pretrain_steps
-        self.state, read = learner.update(self.state, credit.attach(rows), reference, *coefs, critic_only)
-        self.reference.follow(self.state.params, rl_step)
+        more = (bonus.coef * bonus.active, kl_coef, rl_step < c.critic.pretrain_steps, lesson.teacher)
+        self.state, read = learner.update(self.state, lesson.rows, lesson.reference, *more)
+        self.distillation.follow(self.state.params, rl_step)
         if c.objective.entropy_target:  # waits for the update
             self.record["entropy_bonus"] = adapt_entropy_bonus(bonus, read()["rollout/entropy"], c.objective)
         completions = [e.completion for e in episodes]
         self.record["rollout_sha256"] = fingerprint.chain_completions(self.record["rollout_sha256"], completions)
         if rl_step % c.sample_interval == 0:
             self.journal.write_samples(self.step, lambda: sample_rows(episodes, credit.advantages))
-        metrics = rollout_metrics(collected, credit.rewards, credit.valid, group) | sampling | credit.metrics()
+        metrics = rollout_metrics(collected, credit.rewards, credit.valid, group)
+        metrics |= sampling | credit.metrics() | lesson.metrics
         if reference is not None:
             kl = metrics[self.reference.metric] = mean_kl(rows, reference)
             self.record["kl_coef"] = adapt_kl_coef(kl_coef, kl, len(rows), c.objective)
@@ -189,11 +192,9 @@ class Run:
         self.journal.open(self.step, {"phase": "rl", **metrics}, lambda: {**read(), "optimizer/lr": rate()})
 
     def _evaluate(self) -> dict[str, Any]:
-        evaluate = functools.partial(evaluation.evaluate, seed=self.config.seed, should_stop=self.should_stop)
-        policy = self.parts.trainable.sampling(self.state.params)
-        return evaluate(
-            self.parts.collector, policy, self.parts.eval_sets, temperature=self.config.evaluation.temperature
-        )
+        c, policy = self.config, self.parts.trainable.sampling(self.state.params)
+        evaluate = functools.partial(evaluation.evaluate, seed=c.seed, should_stop=self.should_stop)
+        return evaluate(self.parts.collector, policy, self.parts.eval_sets, temperature=c.evaluation.temperature)
 
     def _is_evaluation_due(self) -> bool:
         rl_steps = self.step - self.warm_steps
@@ -214,7 +215,7 @@ class Run:
     def _save(self, accuracy: float | None = None) -> None:
         rollout, facts = self.rollouts.pending()
         record = {**self.record, "rollout": facts, "wall_s": self.journal.wall_s}
-        self.checkpoints.save(self.step, self.state, record, accuracy, rollout, self.reference.moved())
+        self.checkpoints.save(self.step, self.state, record, accuracy, rollout, self.distillation.moved())
 
     def _restore_or_start(self) -> tuple[int, Any, dict[str, Any]]:
         """Returns (step, state, record): the newest whole checkpoint's, or the beginning's."""
@@ -228,7 +229,7 @@ class Run:
             begun = {"rollout_sha256": "", "eval_start": {}, "eval": {}, "wall_s": 0.0}
             return 0, self.parts.warm_learner.fresh(self.parts.initial_params()), begun
         step, state, record, rollout, copies = restored
-        self.reference.resume(copies)
+        self.distillation.resume(copies)
         log.warning("resuming at step %d of %d from %s", step, self.total, self.folder)
         self.rollouts.resume(rollout, record.pop("rollout"))
         return step, state, record

@@ -36,6 +36,9 @@ class Task:
         system: system turn; "" means none of our own (the chat template may add its default).
         demonstration: a completion to imitate in a warm start; "" where there is none.
         payload: whatever else the verifier needs; must survive JSON.
+        hinted_prompt: the prompt with privileged information, which a teacher may see and the policy that is evaluated
+            never does; "" where there is none.
+        hinted_demonstration: a completion to imitate behind it in a warm start.
     """
 
     prompt_id: int
@@ -46,6 +49,8 @@ class Task:
     system: str = ""
     demonstration: str = ""
     payload: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    hinted_prompt: str = ""
+    hinted_demonstration: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rlvr import errors
+from rlvr.algo.distill import DistillConfig
 from rlvr.algo.lengths import LengthConfig
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.presets import preset
@@ -264,3 +265,23 @@ def test_rewards_that_do_not_fit_the_advantage_are_refused(
 ) -> None:
     with pytest.raises(errors.ConfigError, match=re.sub(r"(?<!\\)\.(?!\*)", r"\\.", words)):
         make_config(objective, **reward)
+
+
+def test_a_teachers_lead_is_added_token_by_token() -> None:
+    """reward * A + coef * (log teacher - log student), bounded; of an unscorable sample too, whose A is zero."""
+    verdicts = [*BINARY[:3], make_failure("error", "down")]
+    episodes = sample(verdicts)
+    rows = make_rows(episodes, G)
+    taught = [row.old_logprobs + 0.5 * (i + 1) for i, row in enumerate(rows)]
+    taught[2] = taught[2] + 100.0
+    config = make_config(MEAN)
+    config.distill = DistillConfig("on_policy", coef=0.1, reward=2.0)
+    got = assign_credit(config, episodes, rows, None, taught=taught)
+    plain = assign_credit(make_config(MEAN), episodes, rows, None).advantages
+    want = 2.0 * plain + 0.1 * np.array([0.5, 1.0, 20.0, 2.0])
+    np.testing.assert_allclose(got.advantages, want, rtol=1e-5)
+    assert got.tokens is not None and [len(each) for each in got.tokens] == list(LENGTHS)
+    np.testing.assert_allclose(got.tokens[1], np.full(5, want[1]), rtol=1e-5)
+    config.distill = DistillConfig("on_policy", "full", reward=0.0)
+    silent = assign_credit(config, episodes, rows, None)
+    assert not np.any(silent.advantages) and silent.tokens is None

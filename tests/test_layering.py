@@ -20,7 +20,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("config", "metrics"),
     ("credit", "workdir", "journal", "curriculum", "reference"),
     ("parts", "rollouts", "rollback"),
-    ("program",),
+    ("program", "distillation"),
     ("trainer", "grid"),
     ("launch", "configs"),
 )

@@ -25,7 +25,6 @@ from launch.benches.workload import peak_gb
 from rlvr import timing
 from rlvr.config import ExperimentConfig, resolve
 from rlvr.data.pipeline import make_eval_sets, make_train_stream
-from rlvr.learner.batch import Row
 from rlvr.mesh import make_mesh
 from rlvr.parts import check_tasks, make_parts, read_tokenizer
 from rlvr.types import Task
@@ -105,8 +104,7 @@ def compile_step(config: ExperimentConfig, tokenizer: Any, tasks: list[Task], ve
         params = parts.initial_params()
         if config.warm_start.steps:
             shown = stream.batch(0, config.warm_start.rows)
-            lessons = [Row(*parts.demonstration(task), 1.0, i) for i, task in enumerate(shown)]
-            state, _ = parts.warm_learner.update(parts.warm_learner.fresh(params), lessons)
+            state, _ = parts.warm_learner.update(parts.warm_learner.fresh(params), parts.demonstrate(shown))
             params = state.params
         state, rows, _ = step.take_step(config, parts, parts.learner.fresh(params), tasks, 0)
         parts.learner.score(state.params, rows)

@@ -38,6 +38,11 @@ def k3_plus(x: Any) -> Any:
     return jax.lax.stop_gradient(k3(x) - k2(x)) + k2(x)
 
 
+def k3_forward(x: Any) -> Any:
+    """exp(x) - 1 - x, of tokens that the *reference* drew: value and gradient are those of KL(reference || policy)."""
+    return jnp.expm1(jnp.clip(x, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)) - x
+
+
 def k3_weighted(x: Any, log_ratio: Any) -> Any:
     """r k3 with r = policy / old policy, differentiated too (DeepSeek-V3.2, 2512.02556): unbiased off policy, and its
     gradient is that of KL(policy || reference)."""

@@ -40,6 +40,8 @@ class ArithmeticOptions:
         eval_fraction: share of all problems that is kept for evaluation.
         demonstration_noise: share of the problems whose demonstration is wrong in one digit; always the same
             ones.
+        hint: what a teacher is told: "answer" (the result, its digits reversed), "carries" (those into each place, from
+            the units' on: 1 or 0 for a sum, borrows for a difference) or "none". Demonstrations behind it are right.
         forgotten_carries: share of the sums and differences with a carry or borrow whose demonstration forgets
             it (47+85=22): a systematic mistake that imitation learns and only a verifier corrects.
         padding: mean number of spaces before a demonstrated answer, drawn by problem so that after each space the next
@@ -54,6 +56,7 @@ class ArithmeticOptions:
     eval_fraction: float = 0.2
     demonstration_noise: float = 0.0
     forgotten_carries: float = 0.0
+    hint: str = "none"
     padding: float = 0.0
     most_padding: int = 16
     verifier: str = "numeric"
@@ -66,6 +69,12 @@ class ArithmeticOptions:
             )
         for operation in self.operations:
             errors.check_choice(f"{field}.options['operations']", operation, OPERATIONS)
+        errors.check_choice(f"{field}.options['hint']", self.hint, ("none", "answer", "carries"))
+        if self.hint == "carries" and "*" in self.operations:
+            raise errors.ConfigError(
+                f"{field}.options['hint']='carries' with options['operations']={self.operations!r}: a product has no "
+                "single row of carries (accepted: answer, none)"
+            )
         errors.check_between(f"{field}.options['digits']", self.digits, 1, _MAX_DIGITS)
         errors.check_between(f"{field}.options['eval_fraction']", self.eval_fraction, 0, 1)
         for name in ("demonstration_noise", "forgotten_carries"):
@@ -146,7 +155,17 @@ def _make_task(config: TaskSetConfig, options: ArithmeticOptions, problem: Probl
         demonstrated = _change_digit(demonstrated, tasks.hash_text("arithmetic digit", problem.text))
     padding = " " * min(_draw_padding(options.padding, problem.text), options.most_padding)
     demonstration = padding + tasks.render_answer(demonstrated, config.answer_format)
-    return tasks.make_task(config, problem.text, answer, options.verifier, demonstration=demonstration)
+    hint = {"none": "", "answer": answer[::-1], "carries": _write_carries(problem)}[options.hint]
+    right = tasks.render_answer(answer, config.answer_format)
+    return tasks.make_task(
+        config,
+        problem.text,
+        answer,
+        options.verifier,
+        demonstration=demonstration,
+        hint=hint,
+        hinted_demonstration=padding + right if hint else "",
+    )
 
 
 def _draw_padding(mean: float, text: str) -> int:
@@ -155,6 +174,17 @@ def _draw_padding(mean: float, text: str) -> int:
         return 0
     uniform = (tasks.hash_text("arithmetic padding", text) + 1) / 2**64
     return int(math.log(uniform) / math.log(mean / (mean + 1)))
+
+
+def _write_carries(problem: Problem) -> str:
+    """Returns the carry (or borrow) out of each place of the longer operand, the units' first; "" for a product."""
+    if problem.operation == "*":
+        return ""
+    low, high = sorted((problem.left, problem.right))
+    bounds = [10**i for i in range(1, len(str(high)) + 1)]
+    if problem.operation == "+":
+        return "".join(str(int(high % bound + low % bound >= bound)) for bound in bounds)
+    return "".join(str(int(high % bound < low % bound)) for bound in bounds)
 
 
 def _forget_carries(problem: Problem) -> int:

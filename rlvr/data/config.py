@@ -30,6 +30,8 @@ class TaskSetConfig:
         answer_format: key of `rlvr.verifiers.extract.ANSWER_FORMATS`: where an answer must stand to be
             rewarded.
         instruction: appended to every problem, after a line break.
+        hint_template: how a problem's hint, where it has one, stands in the prompt of a teacher: a text with {prompt}
+            and {hint}.
         system: system turn of every problem; "" means none of our own.
         path: for gsm8k, the folder of train.jsonl and test.jsonl; for jsonl, the folder of train.jsonl and
             eval.jsonl, or one file where only one of the two is needed. Each may end in .gz too.
@@ -43,6 +45,7 @@ class TaskSetConfig:
     eval_size: int = 0
     answer_format: str = "bare"
     instruction: str = ""
+    hint_template: str = "{hint}\n{prompt}"
     system: str = ""
     path: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -68,6 +71,9 @@ class TaskSetConfig:
             errors.check_at_least(f"{field}.{size}", getattr(self, size), 0)
         if self.weight == 0 and self.eval_size == 0:
             raise errors.ConfigError(f"{field} ({self.label}) has weight=0 and eval_size=0: it is never used")
+        for name in ("{hint}", "{prompt}"):
+            if self.hint_template.count(name) != 1:
+                raise errors.ConfigError(f"{field}.hint_template={self.hint_template!r} must hold {name} once")
         needs_path = self.source in sources.FILE_SOURCES
         if needs_path and not self.path:
             raise errors.ConfigError(f"{field}.path is empty: {self.source} tasks are read from files")

@@ -6,6 +6,7 @@ A row has the texts "prompt" and "answer" (which only verifiers that compare wit
     "task": name of the task, default the set's label;
     "system": system turn, default the set's;
     "demonstration": a completion to imitate in a warm start;
+    "hint": privileged information, which only a teacher sees (`TaskSetConfig.hint_template`);
     "payload": an object with whatever else the verifier needs; may override "answer_format";
     "id": carried in the payload.
 Any other field is refused, so that a misspelt one is not lost.
@@ -22,7 +23,7 @@ from rlvr import errors, types
 from rlvr.data import rows, tasks
 from rlvr.data.config import TaskSetConfig, check_options
 
-FIELDS = ("prompt", "answer", "verifier", "task", "system", "demonstration", "payload", "id")
+FIELDS = ("prompt", "answer", "verifier", "task", "system", "demonstration", "hint", "payload", "id")
 _COMPARING = (None, "exact", "numeric", "math", "choice", "f1")
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 
@@ -90,6 +91,7 @@ def _make_task(config: TaskSetConfig, path: Path, number: int, row: dict[str, An
         rows.read_text(path, number, row, "verifier", _guess_verifier(answer)),
         demonstration=rows.read_text(path, number, row, "demonstration", ""),
         payload=payload | ({"id": row["id"]} if "id" in row else {}),
+        hint=rows.read_text(path, number, row, "hint", ""),
     )
     name = rows.read_text(path, number, row, "task", config.label)
     return dataclasses.replace(

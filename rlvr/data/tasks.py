@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
@@ -49,8 +50,15 @@ def make_task(
     *,
     demonstration: str = "",
     payload: Mapping[str, Any] | None = None,
+    hint: str = "",
+    hinted_demonstration: str = "",
 ) -> types.Task:
-    """Returns the task of one problem: the set's instruction, system turn and answer format added."""
+    """Returns the task of one problem: the set's instruction, system turn and answer format added.
+
+    Args:
+        hint: privileged information; "" for none.
+        hinted_demonstration: "" for the same as without it.
+    """
     prompt = f"{problem}\n{config.instruction}" if config.instruction else problem
     return types.Task(
         prompt_id=compute_prompt_id(config.label, prompt),
@@ -61,7 +69,15 @@ def make_task(
         system=config.system,
         demonstration=demonstration,
         payload={"answer_format": config.answer_format, **(payload or {})},
+        hinted_prompt=show_hint(config.hint_template, prompt, hint),
+        hinted_demonstration=(hinted_demonstration or demonstration) if hint else "",
     )
+
+
+def show_hint(template: str, prompt: str, hint: str) -> str:
+    """Returns the prompt of a teacher, "" where there is no hint; what looks like a field in either text stays."""
+    parts = re.split(r"(\{hint\}|\{prompt\})", template)
+    return "".join({"{hint}": hint, "{prompt}": prompt}.get(part, part) for part in parts) if hint else ""
 
 
 class LazyTasks(Sequence[types.Task]):

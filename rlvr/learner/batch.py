@@ -30,6 +30,11 @@ class Row(NamedTuple):
         imitation: weight of its tokens in the imitation's loss, or None.
         values, returns: [C] the critic's values before the step's first update, and what they are to become; or None.
         value_weight: 1, or 0 if the critic learns nothing from it; or None.
+        weight: of the sequence in the loss, beside the aggregation's.
+        borrowed: whether the completion was sampled behind another prompt than this (`rlvr.algo.distill`), or None; all
+            rows of a batch say so, or none.
+        other_prompt: behind which the completion is run too, without gradient, for a divergence over the whole
+            vocabulary; all rows of a batch have one, or none.
     """
 
     prompt: Sequence[int]
@@ -50,11 +55,29 @@ class Row(NamedTuple):
     values: np.ndarray | None = None
     returns: np.ndarray | None = None
     value_weight: float | None = None
+    weight: float = 1.0
+    borrowed: bool | None = None
+    other_prompt: Sequence[int] | None = None
 
     @property
     def run_tokens(self) -> int:
         """How many tokens are run: all but the last, from which nothing is predicted."""
         return len(self.prompt) + max(len(self.completion) - 1, 0)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longer of its prompts."""
+        return max(len(self.prompt), len(self.other_prompt or ()))
+
+
+class Inputs(NamedTuple):
+    """The same completions behind other prompts, row by row in the same order; see `TrainBatch` for the fields."""
+
+    tokens: Any
+    positions: Any
+    segments: Any
+    prefixes: Any
+    sources: Any
 
 
 class TrainBatch(NamedTuple):
@@ -80,8 +103,9 @@ class TrainBatch(NamedTuple):
         old_choices: the same as the policy would choose before the first of the step's updates, or None.
         support: [R, S, V / 8] uint8 which tokens could have been sampled, a bit each; or None if all could.
         proximal_logprobs: [R, S] float32 before the first of the step's updates, or None.
-        high_entropy, high_covariance, small_moment: [R, S] bool, see `Row`.
         imitation, values, returns, value_weight: [R, S] float32, see `Row`.
+        high_entropy, high_covariance, small_moment, borrowed: [R, S] bool, see `Row`.
+        other: the completions behind the rows' `other_prompt`, or None.
     """
 
     tokens: Any
@@ -108,6 +132,8 @@ class TrainBatch(NamedTuple):
     values: Any = None
     returns: Any = None
     value_weight: Any = None
+    borrowed: Any = None
+    other: Inputs | None = None
 
     def columns(self) -> Any:
         """Returns how many columns of S hold all the sampled tokens: scalar int32, of arrays on a device."""
@@ -121,7 +147,7 @@ class TrainBatch(NamedTuple):
 # What rows may have of their sampled tokens besides, and how it is laid out.
 _OPTIONAL: dict[str, Any] = {
     **dict.fromkeys(("proximal_logprobs", "imitation", "values", "returns", "value_weight"), np.float32),
-    **dict.fromkeys(("high_entropy", "high_covariance", "small_moment"), bool),
+    **dict.fromkeys(("high_entropy", "high_covariance", "small_moment", "borrowed"), bool),
 }
 
 
@@ -156,7 +182,7 @@ def make_batches(
     Args:
         rows: at least one.
         micro_rows: R.
-        length: T, more than the `run_tokens` of every sequence.
+        length: T, more than the `run_tokens` of every sequence, behind either of its prompts.
         weights: [sequences] of each token of each in the loss; 0 if there is none.
         reference: log-probs of each sequence's completion under the reference.
 
@@ -165,7 +191,7 @@ def make_batches(
     """
     # At least 1, so that no more than T completions stand in a row, nor more than 2 T sampled tokens.
     sizes = [max(len(row.completion) - 1, 1) for row in rows]
-    packed = pack([len(row.prompt) for row in rows], sizes, [_share_key(row) for row in rows], length)
+    packed = pack([row.longest_prompt for row in rows], sizes, [_share_key(row) for row in rows], length)
     batches: list[TrainBatch] = []
     places: dict[int, Place] = {}
     for number, bundles in enumerate(packed):
@@ -173,6 +199,8 @@ def make_batches(
         if r == 0:
             batches.append(empty_batch(rows[0], micro_rows, length))
         _fill(batches[micro], micro, r, bundles, rows, weights, reference, places)
+        if (other := batches[micro].other) is not None:
+            _fill_other(other, r, bundles, rows)
     return batches, [places[i] for i in range(len(rows))]
 
 
@@ -180,7 +208,7 @@ def _share_key(row: Row) -> Hashable:
     """Sequences of equal keys run the same tokens with the same experts up to the end of the prompt."""
     prompt = len(row.prompt)
     recorded = [None if given is None else given[:prompt].tobytes() for given in (row.choices, row.old_choices)]
-    return (tuple(row.prompt), *recorded)
+    return (tuple(row.prompt), tuple(row.other_prompt or ()), *recorded)
 
 
 def empty_batch(like: Row, rows: int, length: int) -> TrainBatch:
@@ -204,6 +232,9 @@ def empty_batch(like: Row, rows: int, length: int) -> TrainBatch:
     for name, dtype in _OPTIONAL.items():
         if getattr(like, name) is not None:
             fields[name] = sampled(dtype)
+    if like.other_prompt is not None:
+        blank, none = tokens(0, np.int32), tokens(-1, np.int32)
+        fields["other"] = Inputs(blank, blank.copy(), none, none.copy(), sampled(np.int32))
     return TrainBatch(counts=tokens(0.0, np.float32), mask=sampled(bool), **fields)
 
 
@@ -220,15 +251,16 @@ def _fill(
     """Writes the bundles of one row into row r of a batch, and notes where their sequences went."""
     at = scored = segment = sequence = 0
     for bundle in bundles:
-        first, prefix, end = at, segment, at + bundle.prompt
-        _write(batch, r, at, rows[bundle.members[0]], slice(0, bundle.prompt), segment, prefix)
+        prompt = len(rows[bundle.members[0]].prompt)
+        first, prefix, end = at, segment, at + prompt
+        _write(batch, r, at, rows[bundle.members[0]], slice(0, prompt), segment, prefix)
         batch.counts[r, first:end] = len(bundle.members)
         at = end
         for i in bundle.members:
             row, count = rows[i], len(rows[i].completion)
             segment += 1
-            _write(batch, r, at, row, slice(bundle.prompt, row.run_tokens), segment, prefix)
-            run = row.run_tokens - bundle.prompt
+            _write(batch, r, at, row, slice(prompt, row.run_tokens), segment, prefix)
+            run = row.run_tokens - prompt
             batch.counts[r, at : at + run] = 1
             places[i] = Place(micro, r, first, at, scored)
             columns = (r, slice(scored, scored + count))
@@ -251,13 +283,44 @@ def _fill(
         segment += 1
 
 
+def _fill_other(inputs: Inputs, r: int, bundles: Sequence[Bundle], rows: Sequence[Row]) -> None:
+    """Writes the same sequences behind their other prompts, the sampled tokens in the order of `_fill`."""
+    at = scored = segment = 0
+    for bundle in bundles:
+        prompt, prefix = list(rows[bundle.members[0]].other_prompt or ()), segment
+        end = at + len(prompt)
+        _write_inputs(inputs, r, at, prompt, 0, segment, prefix)
+        at = end
+        for i in bundle.members:
+            run, count = rows[i].completion[:-1], len(rows[i].completion)
+            segment += 1
+            _write_inputs(inputs, r, at, run, len(prompt), segment, prefix)
+            inputs.sources[r, scored : scored + count] = [end - 1, *range(at, at + len(run))][:count]
+            at, scored = at + len(run), scored + count
+        segment += 1
+
+
 def _write(batch: TrainBatch, r: int, at: int, row: Row, part: slice, segment: int, prefix: int) -> None:
     """Writes the tokens `part` of a sequence into row r of a batch, from `at` on."""
     columns = (r, slice(at, at + part.stop - part.start))
-    batch.tokens[columns] = [*row.prompt, *row.completion][part]
-    batch.positions[columns] = np.arange(part.start, part.stop)
-    batch.segments[columns] = segment
-    batch.prefixes[columns] = prefix
+    _write_inputs(batch, r, at, [*row.prompt, *row.completion][part], part.start, segment, prefix)
     for name in ("choices", "old_choices"):
         if (given := getattr(row, name)) is not None:
             getattr(batch, name)[columns] = given[part]
+
+
+def _write_inputs(
+    into: TrainBatch | Inputs,
+    r: int,
+    at: int,
+    tokens: Sequence[int] | np.ndarray,
+    start: int,
+    segment: int,
+    prefix: int,
+) -> None:
+    """Writes tokens, the first of which has position `start` in its sequence, into row r from `at` on."""
+    columns = (r, slice(at, at + len(tokens)))
+    into.tokens[columns] = tokens
+    into.positions[columns] = np.arange(start, start + len(tokens))
+    into.segments[columns] = segment
+    into.prefixes[columns] = prefix

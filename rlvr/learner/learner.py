@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from rlvr import errors, partition
 from rlvr.algo.aggregation import AGGREGATIONS, weigh_right
+from rlvr.algo.distill import DistillConfig
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.learner.batch import Place, Row, TrainBatch
 from rlvr.learner.critic import CriticConfig, abstract_critic, critic_shardings, fresh_critic, make_appraiser
@@ -23,7 +24,7 @@ from rlvr.learner.optimizer import OptimizerConfig, make_optimizer, make_schedul
 from rlvr.learner.scoring import Layout, choose_tokens, make_meter, make_scorer
 from rlvr.learner.state import TrainState, abstract_state, fresh_state, state_sharding_tree
 from rlvr.learner.trainable import Trainable, all_parameters
-from rlvr.learner.update import UpdateConfig, make_update_step
+from rlvr.learner.update import Teaching, UpdateConfig, make_update_step
 from rlvr.policy.transformer import Params, Policy
 
 ReadMetrics = Callable[[], dict[str, float]]
@@ -41,6 +42,7 @@ class Learner:
         temperature: of the sampling.
         trainable: what is trained; by default all parameters of the policy.
         critic: how the critic of an objective that needs values learns.
+        distill, teaching: see `rlvr.learner.update.make_update_step`.
     """
 
     def __init__(
@@ -57,10 +59,16 @@ class Learner:
         mesh: Mesh,
         trainable: Trainable | None = None,
         critic: CriticConfig | None = None,
+        distill: DistillConfig | None = None,
+        teaching: Teaching | None = None,
     ):
         trainable = trainable or all_parameters(policy)
         self._policy, self._trainable = policy, trainable
         self._objective = objective
+        # Means over tokens of one sign, or of those that the rows' own prompts drew, of which there may be none.
+        borrows = distill is not None and distill.method == "pi"
+        self._perhaps_of_none = ("rollout/entropy_", *(("gap/", "kl/update") if borrows else ()))
+        self._all_rows = objective.needs_all_rows() or (distill is not None and distill.needs_all_rows())
         self._config = update
         self._mesh = mesh
         self._max_skips = optimizer.max_skips
@@ -83,6 +91,8 @@ class Learner:
             join=trainable.join,
             shardings=shardings,
             critic_optimizer=self._critic_optimizer,
+            distill=distill,
+            teaching=teaching,
         )
         self._layout = Layout(update.row_tokens, update.micro_tokens, mesh)
         self._score = make_scorer(
@@ -171,6 +181,7 @@ class Learner:
         entropy_coef: float | None = None,
         kl_coef: float | None = None,
         critic_only: bool = False,
+        teacher: Params | None = None,
     ) -> tuple[TrainState, ReadMetrics]:
         """Starts the optimizer steps of a rollout, one for each of its minibatches in each epoch; the state given is
         consumed.
@@ -183,6 +194,7 @@ class Learner:
             reference: log-probs of each row's completion under the reference, if they are known.
             entropy_coef, kl_coef: of the entropy bonus and of the KL in the loss; by default the objective's.
             critic_only: whether the policy is to stay as it is.
+            teacher: parameters of `Teaching`, where it takes any.
 
         Returns:
             (the new state, a function that waits for the device and returns the metrics: means over the steps, but
@@ -201,7 +213,7 @@ class Learner:
         seen: list[Metrics] = []
         for chosen in [*split_groups(rows, self._config.minibatches)] * self._config.epochs:
             own = None if reference is None else reference[chosen]
-            state, metrics = self._step(state, rows[chosen], own, coefs, critic_only)
+            state, metrics = self._step(state, rows[chosen], own, coefs, critic_only, teacher)
             seen.append(metrics)
         return state, lambda: self._read(seen)
 
@@ -216,7 +228,7 @@ class Learner:
         out = {}
         for name in read[0]:
             values = [metrics[name] for metrics in read]
-            if name.startswith("rollout/entropy_"):  # there may be no token of that sign
+            if name.startswith(self._perhaps_of_none):
                 values = [value for value in values if not math.isnan(value)]
             if values:
                 out[name] = float(next((f for end, f in reduce.items() if name.endswith(end)), np.mean)(values))
@@ -243,6 +255,7 @@ class Learner:
         reference: Sequence[np.ndarray] | None,
         coefs: Mapping[str, np.float32],
         critic_only: bool,
+        teacher: Params | None,
     ) -> tuple[TrainState, Metrics]:
         if self._objective.needs_measurement():
             measured = self._measure(state.params, self._checked(rows), self._trainable.frozen)
@@ -250,26 +263,27 @@ class Learner:
         sampled = np.array([len(row.completion) for row in rows])
         groups = np.array([row.group for row in rows])
         weights = AGGREGATIONS[self._objective.aggregation](sampled, groups, self._max_columns)
+        weights = weights * np.array([row.weight for row in rows])
         if self._objective.imitation_coef:
             shares = weigh_right(sampled, np.array([row.right for row in rows]))
             rows = [row._replace(imitation=float(share)) for row, share in zip(rows, shares, strict=True)]
         run = sum(row.run_tokens for row in rows)
         totals = Totals(np.float32(max(sampled.sum(), 1)), np.float32(max(run, 1)), **coefs)
         live = list(range(len(rows)))
-        if not self._objective.needs_all_rows():
+        if not self._all_rows:
             live = [i for i in live if np.any(np.asarray(rows[i].advantage) != 0.0)]
         # Without any gradient one sequence is run all the same: a step has its metrics, and the optimizer its decay.
         live = live or [0]
         known = None if reference is None else [reference[i] for i in live]
         batches, _ = self._layout.lay_out(self._checked([rows[i] for i in live]), weights[live], known)
         placed = (self._layout.put(batch) for batch in batches)
-        state, metrics = self._update(state, placed, totals, self._trainable.frozen, critic_only)
+        state, metrics = self._update(state, placed, totals, self._trainable.frozen, critic_only, teacher)
         adapting = {"entropy_coef": self._objective.entropy_target, "kl_coef": self._objective.kl_target}
         metrics |= {f"optimizer/{name}": jnp.asarray(coefs[name]) for name, target in adapting.items() if target}
         return state, metrics
 
     def _checked(self, rows: Sequence[Row]) -> Sequence[Row]:
-        longest = max(len(row.prompt) + len(row.completion) for row in rows)
+        longest = max(row.longest_prompt + len(row.completion) for row in rows)
         if longest > self._max_length:
             raise errors.DataError(f"a row of {longest} tokens is longer than the {self._max_length} allowed")
         return rows

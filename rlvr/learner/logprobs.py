@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,24 @@ NEVER = -1e30
 Metrics = dict[str, jax.Array]
 # (log-probs [R, n], entropies [R, n], the fields of those tokens) -> (loss, (sums, maxima)), over the tokens.
 Loss = Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, tuple[Metrics, Metrics]]]
+
+
+class Other(NamedTuple):
+    """Another distribution over the sampled tokens, for a divergence from it; without gradient.
+
+    Attributes:
+        logits: (its parameters, hidden states [R, n, D']) -> logits [R, n, V].
+        divergence: (log-probs of the policy [R, n, V], of the other [R, n, V], the fields) -> [R, n].
+        params: of `logits`.
+        hidden: [R, T, D'].
+        sources: [R, S] places in T of the states to predict from.
+    """
+
+    logits: Callable[[Params, jax.Array], jax.Array]
+    divergence: Callable[[jax.Array, jax.Array, Any], jax.Array]
+    params: Params
+    hidden: jax.Array
+    sources: jax.Array
 
 
 def run_rows(policy: Policy, params: Params, batch: TrainBatch, replay: jax.Array | None = None) -> Output:
@@ -100,6 +118,7 @@ def token_loss(
     loss: Loss,
     fields: Any,
     support: jax.Array | None = None,
+    other: Other | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
     """A loss that is a sum over tokens of any function of their log-probs and entropies.
 
@@ -109,25 +128,37 @@ def token_loss(
     Args:
         loss: of a chunk of tokens; its fields must mask those that do not count. Sums and maxima start from 0.
         fields: tree of arrays [R, S], given to the loss chunk by chunk.
+        other: where there is one, the loss has among its fields the "divergence" from it, with its gradient.
         Others: see `token_logprobs`.
 
     Returns:
         (loss, (sums, maxima)); the last two are without gradient.
     """
-    width, padded = _pad((sources, targets, fields, support), chunk)
-    data = (padded, -(-columns // width), temperature)
+    beside_sources = None if other is None else other.sources
+    width, padded = _pad((sources, targets, fields, support, beside_sources), chunk)
+    beside = None if other is None else jax.lax.stop_gradient((other.params, other.hidden))
+    data = (padded, -(-columns // width), temperature, beside)
 
     def run(head: Params, hidden: jax.Array, data: Any, wanted: tuple[bool, bool]) -> tuple[Any, jax.Array, Params]:
         """Returns (value, gradient by hidden, gradient by head), the last two only where wanted."""
-        padded, chunks, temperature = data
+        padded, chunks, temperature, beside = data
+
+        def compare(own: Any, at: Any) -> Callable[[jax.Array], jax.Array] | None:
+            """Returns the divergence of a chunk by the policy's log-probs."""
+            if other is None:
+                return None
+            params, states = beside
+            logits = other.logits(params, partition.constrain(_take(states, at), "batch", None, None)) / temperature
+            log_q = jax.nn.log_softmax(partition.constrain(logits, "batch", None, "vocab"), axis=-1)
+            return lambda log_p: other.divergence(log_p, log_q, own)
 
         def step(i: jax.Array) -> tuple[Any, jax.Array, Any]:
-            at, ids, own, drawable = _columns(padded, i, width)
+            at, ids, own, drawable, elsewhere = _columns(padded, i, width)
             inputs = (_take(hidden, at).astype(jnp.float32), *((head,) if wanted[1] else ()))
             logits, pull = jax.vjp(
                 lambda x, *given: _logits(policy, given[0] if given else head, x, temperature, drawable), *inputs
             )
-            value, by_logits = _loss_of_logits(loss, logits, ids, own)
+            value, by_logits = _loss_of_logits(loss, logits, ids, own, compare(own, elsewhere))
             return value, at, pull(by_logits)
 
         def body(i: jax.Array, carry: Any) -> Any:
@@ -160,19 +191,30 @@ def token_loss(
         return _map(lambda x: x * scale, by_head), by_hidden * scale.astype(by_hidden.dtype), None
 
     summed.defvjp(forward, backward, symbolic_zeros=True)
-    value, beside = summed(policy.head_params(params), hidden, data)
-    return value, jax.lax.stop_gradient(beside)
+    value, measured = summed(policy.head_params(params), hidden, data)
+    return value, jax.lax.stop_gradient(measured)
 
 
-def _loss_of_logits(loss: Loss, logits: jax.Array, ids: jax.Array, fields: Any) -> tuple[Any, jax.Array]:
+def _loss_of_logits(
+    loss: Loss, logits: jax.Array, ids: jax.Array, fields: Any, compare: Callable[[jax.Array], jax.Array] | None
+) -> tuple[Any, jax.Array]:
     """Returns ((loss, (sums, maxima)), gradient by the logits [R, n, V]) of one chunk."""
     logprobs, log_p = _normalise(logits, ids)
     p, entropies = jnp.exp(log_p), _entropies(log_p)
-    value, pull, beside = jax.vjp(lambda x, h: loss(x, h, fields), logprobs, entropies, has_aux=True)
-    by_logprob, by_entropy = (x[..., None] for x in pull(jnp.ones_like(value)))
+    far, pull_far = (None, None) if compare is None else jax.vjp(compare, log_p)
+
+    def of_statistics(x: jax.Array, h: jax.Array, d: jax.Array | None) -> Any:
+        return loss(x, h, fields if d is None else {**fields, "divergence": d})
+
+    value, pull, beside = jax.vjp(of_statistics, logprobs, entropies, far, has_aux=True)
+    by_logprob, by_entropy, by_far = pull(jnp.ones_like(value))
+    by_logprob, by_entropy = by_logprob[..., None], by_entropy[..., None]
     is_target = jnp.arange(logits.shape[-1])[None, None, :] == ids[..., None]
     # d logprob / d logits = [target] - p, and d entropy / d logits = -p (log p + entropy).
     by_logits = jnp.where(is_target, by_logprob, 0.0) - p * (by_logprob + by_entropy * (log_p + entropies[..., None]))
+    if pull_far is not None:
+        (by_log_p,) = pull_far(by_far)
+        by_logits += by_log_p - p * jnp.sum(by_log_p, axis=-1, keepdims=True)
     return (value, beside), by_logits
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from rlvr.algo.correction import correct, keep_on_policy
-from rlvr.algo.kl import LOG_RATIO_LIMIT, LOSS_ESTIMATORS, k3
+from rlvr.algo.distill import DistillConfig
+from rlvr.algo.kl import LOG_RATIO_LIMIT, LOSS_ESTIMATORS, k3, k3_forward, k3_plus
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.surrogates import SURROGATES, Fields, bound_log_ratio, needs_sequence
 from rlvr.learner.batch import TrainBatch
@@ -16,7 +17,7 @@ from rlvr.learner.logprobs import Metrics
 from rlvr.masked import masked, masked_max, masked_sum, segment_mean, segment_sum
 
 # What is summed for the denominators of others, or for the router's biases.
-_COUNTS = ("tokens", "tokens/positive", "tokens/negative", "sequences", "router/share", "router/load")
+_COUNTS = ("tokens", "tokens/positive", "tokens/negative", "tokens/own", "sequences", "router/share", "router/load")
 
 
 class Totals(NamedTuple):
@@ -56,7 +57,7 @@ def make_fields(objective: ObjectiveConfig, micro: TrainBatch, totals: Totals, s
         "entropy_coef": jnp.broadcast_to(totals.entropy_coef, mask.shape),
         "kl_coef": jnp.broadcast_to(totals.kl_coef, mask.shape),
     }
-    for name in ("high_entropy", "high_covariance", "small_moment", "imitation"):
+    for name in ("high_entropy", "high_covariance", "small_moment", "imitation", "borrowed"):
         if (given := getattr(micro, name)) is not None:
             fields[name] = given
     now = None if scores is None else masked(scores, mask)
@@ -75,7 +76,11 @@ def make_fields(objective: ObjectiveConfig, micro: TrainBatch, totals: Totals, s
 
 
 def chunk_loss(
-    objective: ObjectiveConfig, logprobs: jax.Array, entropies: jax.Array, fields: Fields
+    objective: ObjectiveConfig,
+    logprobs: jax.Array,
+    entropies: jax.Array,
+    fields: Fields,
+    distill: DistillConfig | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
     """The policy's loss over some tokens [R, n], and what the metrics are made of; see `token_loss`."""
     mask, weights = fields["mask"], fields["weights"]
@@ -94,6 +99,9 @@ def chunk_loss(
     if objective.imitation_coef:
         more["loss/imitation"] = -logprobs * fields["imitation"]
         loss += objective.imitation_coef * masked_sum(more["loss/imitation"], mask)
+    if distill is not None and (far := _diverge(distill, logprobs, fields)) is not None:
+        loss += distill.coef * masked_sum(far * weights, mask)
+        more["distill/divergence"] = far
     gaps, maxima = measure_gap(logprobs, fields)
     sums = {
         "loss/policy": policy_loss,
@@ -114,9 +122,10 @@ def measure_gap(logprobs: jax.Array, fields: Fields) -> tuple[Metrics, Metrics]:
     w = policy / rollout. What `finish_metrics` makes of them: the means of |log w| (gap/mean), -log w (gap/kl) and
     w - 1 - log w (gap/k3), which estimate KL(rollout || policy); the mean of w^2 - 1 (gap/chi2); the effective sample
     size as a share, (mean w)^2 / mean w^2 (gap/ess); w's mean and extremes; and the mean over sequences of the log of
-    policy perplexity / rollout perplexity (gap/log_perplexity). kl/update is k3 the other way round.
+    policy perplexity / rollout perplexity (gap/log_perplexity). kl/update is k3 the other way round. Tokens that were
+    sampled behind another prompt than the row's are left out.
     """
-    mask = fields["mask"]
+    mask = fields["mask"] & ~fields["borrowed"] if "borrowed" in fields else fields["mask"]
     log_w = masked(logprobs - fields["rollout"], mask)
     bounded = jnp.clip(log_w, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     excess = jnp.expm1(bounded)
@@ -128,6 +137,7 @@ def measure_gap(logprobs: jax.Array, fields: Fields) -> tuple[Metrics, Metrics]:
         "gap/weight_mean": excess,
         "gap/log_perplexity": -log_w * fields["shares"],
         "sequences": fields["shares"],
+        "tokens/own": jnp.ones_like(log_w),
         "kl/update": k3(log_w),
     }
     maxima = {"gap/max": jnp.abs(log_w), "gap/weight_max": jnp.exp(bounded), "gap/weight_min": jnp.exp(-bounded)}
@@ -144,11 +154,14 @@ def finish_metrics(sums: Metrics, maxima: Metrics) -> Metrics:
     """
     tokens = jnp.maximum(sums["tokens"], 1.0)
     share = sums.get("router/share", jnp.float32(1.0))
+    own = sums["tokens/own"]
     denominators = {
+        **{name: own for name in sums if name.startswith("gap/")},
+        "kl/update": own,
         "gap/log_perplexity": sums["sequences"],
         **{f"rollout/entropy_{side}": sums[f"tokens/{side}"] for side in ("positive", "negative")},
     }
-    out = dict(maxima)
+    out = {name: jnp.where(own > 0, x, jnp.nan) if name.startswith("gap/") else x for name, x in maxima.items()}
     for name, value in sums.items():
         if name.startswith("moe/"):
             out[name] = value / share
@@ -160,6 +173,20 @@ def finish_metrics(sums: Metrics, maxima: Metrics) -> Metrics:
     out["gap/ess"] = out["gap/weight_mean"] ** 2 / (1.0 + out["gap/chi2"])
     out["gap/weight_min"] = 1.0 / out["gap/weight_min"]  # the largest 1 / w
     return out
+
+
+def _diverge(distill: DistillConfig, logprobs: jax.Array, fields: Fields) -> jax.Array | None:
+    """Returns the divergence of each token in the loss, [R, n]; None where it is in the advantages, or nowhere.
+
+    Of pi-Distill's sampled form each side has the estimator whose gradient by that side is the KL's, given that the
+    teacher samples: k3+ of KL(teacher || sg student), and the forward k3 of KL(sg teacher || student).
+    """
+    if "divergence" in fields:
+        return fields["divergence"]
+    if distill.method != "pi" or not distill.coef:
+        return None
+    x = masked(logprobs - fields["reference"], fields["mask"])
+    return jnp.where(fields["borrowed"], k3_forward(x), k3_plus(x))
 
 
 def _choose(

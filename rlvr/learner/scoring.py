@@ -37,7 +37,7 @@ class Layout:
         self, rows: Sequence[Row], weights: np.ndarray | None = None, reference: Sequence[np.ndarray] | None = None
     ) -> tuple[list[TrainBatch], list[Place]]:
         """Returns (micro-batches of host arrays, the place of each sequence); see `make_batches`."""
-        length = row_length(max(len(row.prompt) + len(row.completion) for row in rows), self.row_tokens)
+        length = row_length(max(row.longest_prompt + len(row.completion) for row in rows), self.row_tokens)
         micro_rows = self.micro_rows(length)
         return make_batches(rows, micro_rows=micro_rows, length=length, weights=weights, reference=reference)
 

@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlvr import errors
+from rlvr import errors, partition
+from rlvr.algo.distill import DistillConfig, divergence
 from rlvr.algo.objectives import ObjectiveConfig
-from rlvr.learner.batch import TrainBatch
+from rlvr.learner.batch import Inputs, TrainBatch
 from rlvr.learner.critic import Critic, token_values, value_loss
-from rlvr.learner.logprobs import Metrics, run_rows, token_logprobs, token_loss
+from rlvr.learner.logprobs import Metrics, Other, run_rows, token_logprobs, token_loss
 from rlvr.learner.loss import Totals, chunk_loss, finish_metrics, make_fields
 from rlvr.learner.state import TrainState, Weights
+from rlvr.policy.packed import Segments
 from rlvr.policy.router import BALANCE_LOSSES, RouterStats, balance_step, count_changed, z_loss
 from rlvr.policy.transformer import Params, Policy
 
@@ -53,12 +55,40 @@ class UpdateConfig:
             errors.check_at_least(f"{field}.{name}", getattr(self, name), 1)
 
 
+class Teaching(NamedTuple):
+    """What an update compares the policy's distributions with, where `DistillConfig.compares` says that it does.
+
+    Attributes:
+        config: of the distillation.
+        policy: the teacher.
+        params: (the policy's own parameters, the frozen ones, the step's `teacher`) -> the teacher's.
+    """
+
+    config: DistillConfig
+    policy: Policy
+    params: Callable[[Params, Params | None, Params | None], Params]
+
+    def run(self, params: Params, inputs: Inputs) -> Other:
+        """Runs the teacher over a micro-batch's completions; without gradient."""
+        params = jax.lax.stop_gradient(params)
+        tokens, segments = partition.constrain(inputs.tokens, "batch", None), Segments(inputs.segments, inputs.prefixes)
+        hidden = self.policy.forward(params, tokens, inputs.positions, segments=segments).hidden
+        return Other(
+            self.policy.logits,
+            lambda own, other, fields: divergence(self.config, own, other, fields.get("borrowed")),
+            self.policy.head_params(params),
+            jax.lax.stop_gradient(hidden),
+            inputs.sources,
+        )
+
+
 class UpdateStep(NamedTuple):
-    """An optimizer step as a function of (state, micro-batches, totals, frozen), and the programs it is made of.
+    """An optimizer step as a function of (state, micro-batches, totals, frozen, teacher), and its programs.
 
     Attributes:
         zeros: weights (`TrainState.weights`) -> gradients of zero.
-        accumulate: (weights, gradients, micro-batch, totals, frozen) -> (gradients, metrics); consumes the gradients.
+        accumulate: (weights, gradients, micro-batch, totals, frozen, teacher) -> (gradients, metrics); consumes the
+            gradients.
         combine: (metrics, metrics) -> metrics of both.
         apply: (state, gradients, metrics, critic only) -> (state, metrics); consumes the state.
     """
@@ -75,11 +105,12 @@ class UpdateStep(NamedTuple):
         totals: Totals,
         frozen: Params | None = None,
         critic_only: bool = False,
+        teacher: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
         """Takes the step; see `make_update_step`."""
         gradients, metrics = self.zeros(state.weights), None
         for micro in batches:
-            gradients, own = self.accumulate(state.weights, gradients, micro, totals, frozen)
+            gradients, own = self.accumulate(state.weights, gradients, micro, totals, frozen, teacher)
             metrics = own if metrics is None else self.combine(metrics, own)
         assert metrics is not None, "a step needs a micro-batch"
         out: tuple[TrainState, Metrics] = self.apply(state, gradients, metrics, critic_only)
@@ -96,9 +127,11 @@ def make_update_step(
     join: Callable[[Params, Params | None], Params] = lambda params, frozen: params,
     shardings: TrainState | None = None,
     critic_optimizer: optax.GradientTransformation | None = None,
+    distill: DistillConfig | None = None,
+    teaching: Teaching | None = None,
 ) -> UpdateStep:
-    """Returns `update(state, batches, totals, frozen=None, critic_only=False) -> (state, metrics)`, which consumes the
-    state. With `critic_only` the policy and its optimizer stay as they are.
+    """Returns `update(state, batches, totals, frozen=None, critic_only=False, teacher=None) -> (state, metrics)`, which
+    consumes the state. With `critic_only` the policy and its optimizer stay as they are.
 
     Each micro-batch is one dispatch, which adds to the gradients in place, and one more applies them: what is
     compiled depends on the shape of a micro-batch, not on how many there are.
@@ -109,6 +142,8 @@ def make_update_step(
         join: see `rlvr.learner.trainable.Trainable`; by default the policy runs with the trained parameters alone.
         shardings: of the state; by default as XLA likes it.
         critic_optimizer: of the state's critic, where it has one.
+        distill: what is distilled, if anything is.
+        teaching: with what the distributions are compared, if they are.
     """
 
     def pin(x: Any, like: Callable[[TrainState], Any]) -> Any:
@@ -116,11 +151,19 @@ def make_update_step(
         return x if shardings is None else jax.lax.with_sharding_constraint(x, like(shardings))
 
     def accumulate(
-        weights: Weights, gradients: Weights, micro: TrainBatch, totals: Totals, frozen: Params | None
+        weights: Weights,
+        gradients: Weights,
+        micro: TrainBatch,
+        totals: Totals,
+        frozen: Params | None,
+        teacher: Params | None = None,
     ) -> tuple[Weights, Any]:
         def loss(weights: Weights) -> tuple[jax.Array, Any]:
-            params, critic = join(weights[0], frozen), weights[1]
-            return micro_loss(policy, params, micro, totals, objective, temperature, chunk, critic)
+            own, critic, other = join(weights[0], frozen), weights[1], None
+            if teaching is not None:
+                assert micro.other is not None
+                other = teaching.run(teaching.params(own, frozen, teacher), micro.other)
+            return micro_loss(policy, own, micro, totals, objective, temperature, chunk, critic, distill, other)
 
         more, metrics = jax.grad(loss, has_aux=True)(weights)
         return pin(jax.tree.map(jnp.add, gradients, more), lambda s: s.weights), metrics
@@ -168,6 +211,8 @@ def micro_loss(
     temperature: float | jax.Array,
     chunk: int,
     critic: Params | None = None,
+    distill: DistillConfig | None = None,
+    other: Other | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
     """The loss of one micro-batch; the step's loss is the sum over its micro-batches.
 
@@ -185,8 +230,8 @@ def micro_loss(
         still, hidden = jax.lax.stop_gradient((params, output.hidden))
         scores = token_logprobs(policy, still, hidden, *scored, micro.support)
     fields = make_fields(objective, micro, totals, scores)
-    of_chunk = functools.partial(chunk_loss, objective)
-    loss, (sums, maxima) = token_loss(policy, params, output.hidden, *scored, of_chunk, fields, micro.support)
+    of_chunk = functools.partial(chunk_loss, objective, distill=distill)
+    loss, (sums, maxima) = token_loss(policy, params, output.hidden, *scored, of_chunk, fields, micro.support, other)
     if critic is not None:
         values = token_values(critic, output.hidden, micro.sources)
         more_loss, more = value_loss(objective, values, micro, totals.sampled)

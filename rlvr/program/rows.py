@@ -74,7 +74,9 @@ def lay_out(
         sampled &= live[:, None]
     fields = {name: of_rows(x) for name, x in per_token.items()}
     zeros = jnp.zeros((rows, members * budget), jnp.float32)
-    given = {name: zeros for name in ("old_logprobs", "reference_logprobs", "advantages", "weights")} | fields
+    given: dict[str, Any] = {
+        name: zeros for name in ("old_logprobs", "reference_logprobs", "advantages", "weights")
+    } | fields
     return PlacedBatch(
         tokens=jnp.concatenate([prompts[owner], of_rows(fed)], axis=1),
         positions=jnp.concatenate(

@@ -104,6 +104,7 @@ class Collector:
         *,
         samples: int,
         temperature: float,
+        hinted: bool = False,
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
@@ -112,11 +113,14 @@ class Collector:
     ) -> Sampled:
         """Samples each task `samples` times; see `Engine.generate`. Each completion is being verified once it is done.
 
+        Args:
+            hinted: whether it is the prompts with privileged information that are sampled from.
+
         Raises:
             DataError: a prompt is longer than the engine's budget.
             Interrupted: `should_stop` said so.
         """
-        requests = self._requests(tasks, samples)
+        requests = self._requests(tasks, samples, hinted)
         texts: dict[int, str] = {}
         futures: dict[int, Future[Verdict]] = {}
         elsewhere = 0.0  # seconds that are not the engine's
@@ -144,22 +148,29 @@ class Collector:
         return Sampled(tasks, completions, texts, futures, facts)
 
     def resume(
-        self, tasks: Sequence[Task], samples: int, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+        self,
+        tasks: Sequence[Task],
+        samples: int,
+        arrays: Mapping[str, np.ndarray],
+        facts: Mapping[str, Any],
+        *,
+        hinted: bool = False,
     ) -> Sampled:
         """Returns what `sample` returned, from `pack_completions` of it and its facts; verifies it anew."""
-        completions = unpack_completions(self._requests(tasks, samples), arrays)
+        completions = unpack_completions(self._requests(tasks, samples, hinted), arrays)
         texts: dict[int, str] = {}
         futures: dict[int, Future[Verdict]] = {}
         for completion in completions:
             self._submit(tasks, samples, completion, texts, futures)
         return Sampled(tasks, completions, texts, futures, facts)
 
-    def _requests(self, tasks: Sequence[Task], samples: int) -> list[Request]:
+    def _requests(self, tasks: Sequence[Task], samples: int, hinted: bool) -> list[Request]:
         """Returns the requests; the samples of a task that comes again go on where its first ones ended."""
         requests: list[Request] = []
         seen: Counter[int] = Counter()
         for task in tasks:
-            prompt, first = tuple(encode_task(self._tokenizer, task)), seen[task.prompt_id]
+            prompt = tuple(encode_task(self._tokenizer, task, hinted=hinted))
+            first = seen[task.prompt_id]
             requests += [Request(len(requests) + s, task.prompt_id, first + s, prompt) for s in range(samples)]
             seen[task.prompt_id] += samples
         return requests

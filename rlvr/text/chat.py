@@ -6,6 +6,7 @@ that Hugging Face's renderer gives them.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import json
@@ -51,12 +52,22 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message] | str) -> li
     return ids
 
 
-def encode_task(tokenizer: Tokenizer, task: Task) -> list[int]:
+def encode_task(tokenizer: Tokenizer, task: Task, *, hinted: bool = False) -> list[int]:
     """Returns the prompt ids of a task, through the chat template if there is one, else of its plain text.
 
+    Args:
+        hinted: whether it is the prompt with privileged information that is wanted.
+
     Raises:
-        DataError: the task has a system turn but the tokenizer no template, or see `encode_prompt`.
+        DataError: the task has no hint, or a system turn but the tokenizer no template, or see `encode_prompt`.
     """
+    if hinted:
+        if not task.hinted_prompt:
+            raise errors.DataError(
+                f"the task of {task.task!r} that begins {task.prompt[:60]!r} has no hint, which distill.hinted or "
+                "warm_start.hinted asks for"
+            )
+        task = dataclasses.replace(task, prompt=task.hinted_prompt)
     if tokenizer.chat_template is not None:
         return encode_prompt(tokenizer, task_messages(task))
     if task.system:

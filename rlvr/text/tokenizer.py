@@ -214,6 +214,13 @@ class BpeTokenizer:
             (folder / TEMPLATE_FILE).write_text(self.chat_template, encoding="utf-8", newline="")
 
 
+def is_same_vocabulary(a: Tokenizer, b: Tokenizer) -> bool:
+    """Whether the same ids spell the same tokens, and the same ones end a completion."""
+    if (a.vocab_size, set(a.stop_ids)) != (b.vocab_size, set(b.stop_ids)):
+        return False
+    return all(a.token_text(i) == b.token_text(i) for i in range(a.vocab_size))
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Reads what `save` wrote, or the tokenizer of a Hugging Face folder.
 

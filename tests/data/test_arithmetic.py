@@ -101,6 +101,25 @@ def test_forgotten_carries_spoil_only_problems_with_a_carry_and_only_the_share_a
     assert 0.37 < share < 0.43 and {t.prompt for t in some if t.demonstration != t.answer} <= spoilt
 
 
+@pytest.mark.parametrize(
+    ("hint", "shown"),
+    [
+        ("answer", {"47+85=": "231", "40-35=": "5", "7-9=": "2-"}),
+        ("carries", {"47+85=": "11", "40-35=": "10", "7-9=": "0", "90+5=": "00", "5+96=": "11"}),
+    ],
+)
+def test_hints(hint, shown):
+    """Answers reversed; carries (borrows) from the units' place on. Demonstrations behind them make no mistake."""
+    options = {"operations": ["+", "-"], "allow_negative": True, "forgotten_carries": 1.0, "eval_fraction": 0.0}
+    tasks = {t.prompt: t for t in make(options={**options, "hint": hint}, hint_template="({hint}){prompt}")}
+    for prompt, text in shown.items():
+        assert tasks[prompt].hinted_prompt == f"({text}){prompt}"
+    assert tasks["47+85="].demonstration == "22" and tasks["47+85="].hinted_demonstration == "132"
+    plain = make(options=options)
+    assert {t.prompt: t.prompt_id for t in plain} == {t.prompt: t.prompt_id for t in tasks.values()}
+    assert not any(t.hinted_prompt or t.hinted_demonstration for t in plain[:100])
+
+
 @pytest.mark.parametrize("answer_format", extract.ANSWER_FORMATS)
 def test_demonstrations_are_in_the_format_that_is_rewarded(answer_format):
     task = make(train_size=3, answer_format=answer_format, instruction="Answer briefly.", system="Be exact.")[2]
@@ -120,6 +139,8 @@ def test_demonstrations_are_in_the_format_that_is_rewarded(answer_format):
         ({"demonstration_noise": 1.5}, 0, "between 0 and 1"),
         ({"padding": -1.0}, 0, r"options\['padding'\]=-1.0"),
         ({"verifier": "math"}, 0, r"options\['verifier'\]='math' is not known"),
+        ({"hint": "result"}, 0, r"options\['hint'\]='result' is not known"),
+        ({"hint": "carries", "operations": ["*"]}, 0, "a product has no single row of carries"),
         ({}, 9000, r"train_size=9000 is more than there are: 8\d\d\d train problems"),
         ({"digits": 1}, 101, r"train_size=101 is more than there are"),
     ],

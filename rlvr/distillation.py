@@ -14,6 +14,7 @@ import numpy as np
 
 from rlvr.algo.kl import ReferenceConfig
 from rlvr.config import ExperimentConfig
+from rlvr.credit import Credit
 from rlvr.learner.batch import Row
 from rlvr.metrics import mean_kl
 from rlvr.parts import Parts
@@ -28,7 +29,7 @@ class Lesson(NamedTuple):
 
     Attributes:
         rows, reference, teacher: its arguments.
-        metrics: what is known of the teacher before.
+        metrics: what is known of the step before its update.
     """
 
     rows: Sequence[Row]
@@ -77,6 +78,7 @@ class Distillation:
         params: Params,
         episodes: Sequence[Episode],
         rows: Sequence[Row],
+        credit: Credit,
         reference: Sequence[np.ndarray] | None,
         taught: Sequence[np.ndarray] | None,
     ) -> Lesson:
@@ -84,13 +86,15 @@ class Distillation:
 
         Args:
             params: of the policy now.
-            rows: the episodes as they were sampled, with their advantages.
+            rows: the episodes as they were sampled.
+            credit: of the rows.
             reference: of the rows.
             taught: what `grade` returned.
         """
-        metrics = {} if taught is None else {"distill/divergence": mean_kl(rows, taught)}
+        metrics = credit.metrics() | ({} if taught is None else {"distill/divergence": mean_kl(rows, taught)})
+        rows = credit.attach(rows)
         if self._config.method == "pi":
-            return self._pair(params, episodes, rows)
+            return self._pair(params, episodes, rows, metrics)
         if not self._config.compares():
             return Lesson(rows, reference, None, metrics)
         plain, shown = self._prompts(episodes), self._prompts(episodes, hinted=self._config.hinted)
@@ -100,7 +104,9 @@ class Distillation:
             return Lesson(rows, reference, self._parts.teacher.params, metrics)
         return Lesson(rows, reference, None if self._config.teacher == "live" else self._kept.load(), metrics)
 
-    def _pair(self, params: Params, episodes: Sequence[Episode], rows: Sequence[Row]) -> Lesson:
+    def _pair(
+        self, params: Params, episodes: Sequence[Episode], rows: Sequence[Row], metrics: dict[str, float]
+    ) -> Lesson:
         """Returns both sides of pi-Distill: the teacher's own rows, and its completions behind the student's prompts.
 
         Prompt by prompt, so that minibatches hold both sides of whole groups. Each side is aggregated as if it were
@@ -130,7 +136,7 @@ class Distillation:
         out = [(teacher, student)[s][g : g + self._group] for g in groups for s in sides]
         reference = [known[s][g : g + self._group] for g in groups for s in sides]
         joined = list(itertools.chain(*reference))
-        return Lesson(list(itertools.chain(*out)), joined or None, None, {})
+        return Lesson(list(itertools.chain(*out)), joined or None, None, metrics)
 
     def _prompts(self, episodes: Sequence[Episode], *, hinted: bool = False) -> list[tuple[int, ...]]:
         tokenizer = self._parts.tokenizer

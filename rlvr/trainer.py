@@ -171,7 +171,7 @@ class Run:
         kl_coef = self.record.get("kl_coef", c.objective.kl_coef)
         taught = self.distillation.grade(self.state.params, episodes, rows)
         credit = assign_credit(c, episodes, rows, reference, kl_coef, learner.values(self.state, rows), taught)
-        lesson = self.distillation.prepare(self.state.params, episodes, credit.attach(rows), reference, taught)
+        lesson = self.distillation.prepare(self.state.params, episodes, rows, credit, reference, taught)
         bonus = EntropyBonus(*self.record.get("entropy_bonus", (c.objective.entropy_coef, True)))
         more = (bonus.coef * bonus.active, kl_coef, rl_step < c.critic.pretrain_steps, lesson.teacher)
         self.state, read = learner.update(self.state, lesson.rows, lesson.reference, *more)
@@ -182,8 +182,7 @@ class Run:
         self.record["rollout_sha256"] = fingerprint.chain_completions(self.record["rollout_sha256"], completions)
         if rl_step % c.sample_interval == 0:
             self.journal.write_samples(self.step, lambda: sample_rows(episodes, credit.advantages))
-        metrics = rollout_metrics(collected, credit.rewards, credit.valid, group)
-        metrics |= sampling | credit.metrics() | lesson.metrics
+        metrics = rollout_metrics(collected, credit.rewards, credit.valid, group) | sampling | lesson.metrics
         if reference is not None:
             kl = metrics[self.reference.metric] = mean_kl(rows, reference)
             self.record["kl_coef"] = adapt_kl_coef(kl_coef, kl, len(rows), c.objective)

@@ -3,6 +3,11 @@
 Four updates a rollout, so that ratios leave 1 and what the objectives do with them can matter.
 
     python -m launch.grid --grid=configs/grids/grpo_fixes.py --workdir=runs/grpo_fixes --one_program
+
+75 runs took about 7 minutes of one core. Seen: final accuracies of 0.69 (RLOO) to 0.74 (MaxRL, DAPO's loss), GRPO 0.72,
+with intervals that overlap; LUSPO learned faster than GSPO by 0.010 of reward (0.003 to 0.018), rewards of pass@4 kept
+0.11 nats more entropy (0.08 to 0.13) and earned less, and CISPO ended below DAPO's loss by 0.034 (0.008 to 0.061),
+against ScaleRL. The other claims, that a higher upper clip keeps more entropy among them, were undecided.
 """
 
 from configs import sums

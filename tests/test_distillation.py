@@ -140,6 +140,7 @@ def test_a_moving_teacher_resumes_exactly_and_never_shows_the_hint(
     assert all(row["optimizer/grad_norm"] > 0 for row in rows)  # with advantages of zero
 
 
+@pytest.mark.slow
 def test_distilling_from_a_checkpoint_of_another_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Advantages are the teacher's lead, token by token; whole distributions come nearer to the teacher's."""
     teacher, seen = str(tiny.dense_run()), Seen(monkeypatch)

@@ -17,7 +17,7 @@ APART = Measure("distill/divergence", "mean", 0.25)
 def get_grid() -> Grid:
     """Returns the grid."""
     return Grid(
-        base=distill.get_config,
+        base="configs/distill.py",
         points=[
             Point({f"distill.{field}": value for field, value in fields.items()}, name)
             for name, fields in distill.METHODS.items()

@@ -41,7 +41,7 @@ class Pool:
 
 
 def test_verifiers_hear_how_many_tokens_were_sampled(monkeypatch):
-    monkeypatch.setattr("rlvr.rollout.collect.encode_task", lambda tokenizer, task: [1])
+    monkeypatch.setattr("rlvr.rollout.collect.encode_task", lambda tokenizer, task, hinted: [1])
     tasks = [types.Task(i, "t", "p", "", "overlong") for i in range(2)]
     collected = Collector(Engine(), Tokenizer(), Pool()).collect({}, tasks, None, samples=3, temperature=1.0)
     assert [episode.verdict.score for episode in collected.episodes] == [1, 2, 3, 1, 2, 3]
@@ -50,7 +50,7 @@ def test_verifiers_hear_how_many_tokens_were_sampled(monkeypatch):
 
 def test_a_task_that_comes_twice_is_sampled_anew(monkeypatch):
     """Its samples have further numbers: with the same ones they would be the same tokens."""
-    monkeypatch.setattr("rlvr.rollout.collect.encode_task", lambda tokenizer, task: [1])
+    monkeypatch.setattr("rlvr.rollout.collect.encode_task", lambda tokenizer, task, hinted: [1])
     tasks = [types.Task(i, "t", "p", "", "overlong") for i in (7, 8, 7)]
     collected = Collector(Engine(), Tokenizer(), Pool()).collect({}, tasks, None, samples=2, temperature=1.0)
     numbers = [(e.completion.request.prompt_id, e.completion.request.sample) for e in collected.episodes]

@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 from rlvr import errors
 from rlvr.learner.batch import Row
 from rlvr.learner.scoring import Layout, make_scorer
+from rlvr.policy.transformer import Policy
+from rlvr.rollout import steps
 from rlvr.rollout.config import EngineConfig
 from rlvr.rollout.engine import Engine, Interrupted
 from rlvr.rollout.sampling import sample
@@ -201,9 +203,7 @@ def test_finished_ones_are_handed_out_while_others_decode(
     assert len(set(when.values())) > 2
 
 
-def test_a_group_shares_its_prefill_and_each_bucket_is_compiled_once(
-    run: Any, engine_of: Engines, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_group_shares_its_prefill(run: Any, engine_of: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of("dense", SLOTS)
     original, calls = engine._prefill, []
 
@@ -222,15 +222,25 @@ def test_a_group_shares_its_prefill_and_each_bucket_is_compiled_once(
     calls.clear()
     run("dense", REQUESTS)
     assert {call.shape for call in calls} == {(2, 5), (2, 12)}
-    assert original._cache_size() == 2
 
 
-def test_only_the_buckets_in_use_are_compiled(tiny_policy: Tiny, one_device: Mesh) -> None:
+def test_only_the_buckets_in_use_are_compiled_and_once(
+    tiny_policy: Tiny, one_device: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy, params = tiny_policy("shallow")
     config = EngineConfig(slots=2, max_prompt_tokens=12, max_new_tokens=2, prefill_rows=1, prompt_buckets=(2, 5))
     engine = Engine(policy, config, (), one_device)
-    engine.generate(params, [Request(i, i, 0, (1,) * n) for i, n in enumerate((3, 4, 5))], KEY, temperature=1.0)
-    assert engine._prefill._cache_size() == 1
+    prefill, traced = steps.prefill, []
+
+    def count(policy: Policy, params: Any, tokens: jax.Array) -> Any:
+        traced.append(tokens.shape)
+        return prefill(policy, params, tokens)
+
+    monkeypatch.setattr(steps, "prefill", count)
+    for lengths in ((3, 4, 5), (5, 3), (2, 9)):
+        requests = [Request(i, i, 0, (1,) * n) for i, n in enumerate(lengths)]
+        engine.generate(params, requests, KEY, temperature=1.0)
+    assert traced == [(1, 5), (1, 2), (1, 12)]
 
 
 def test_interruption_keeps_nothing(run: Any) -> None:

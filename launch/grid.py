@@ -78,7 +78,7 @@ def _drive_processes(folder: Path, base: str, runs: Sequence[Run], configs: Mapp
     environment = {"JAX_COMPILATION_CACHE_DIR": str((folder / "compiled").resolve())} | os.environ
     driver = Driver(
         folder,
-        lambda run, workdir: _command(base, run, workdir),
+        lambda run, workdir: [*_command(base, run, workdir), f"--config.warm_start.shared={folder.resolve() / 'warm'}"],
         workers,
         environment=environment,
         retry_failed=_RETRY_FAILED.value,

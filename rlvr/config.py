@@ -38,7 +38,14 @@ from rlvr.verifiers.pool import VerifierConfig
 log = logging.getLogger("rlvr")
 
 # Sections that say how a run is carried out, not what it computes: a workdir may be resumed with others.
-RUNTIME_FIELDS = ("mesh", "checkpoints", "watchdog_s", "verifiers.workers", "verifiers.sandbox")
+RUNTIME_FIELDS = (
+    "mesh",
+    "checkpoints",
+    "watchdog_s",
+    "verifiers.workers",
+    "verifiers.sandbox",
+    "warm_start.shared",
+)
 
 
 @dataclasses.dataclass
@@ -87,6 +94,9 @@ class WarmStartConfig:
         steps: optimizer steps; 0 for none.
         rows: demonstrations a step.
         hinted: share of them that stand behind the prompt with the hint, which so learns to be read.
+        shared: folder of warm starts that were made before: a run whose own is among them begins with the RL, at the
+            very numbers that it would have come to, and any other leaves its own there. "" for none; not used by runs
+            of several processes. `launch.grid` sets it.
         balance_coef, z_coef: of the router losses; see `ObjectiveConfig`.
         optimizer: of this stage; its state is dropped at the end.
     """
@@ -94,6 +104,7 @@ class WarmStartConfig:
     steps: int = 0
     rows: int = 64
     hinted: float = 0.0
+    shared: str = ""
     balance_coef: float = 0.0
     z_coef: float = 0.0
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))

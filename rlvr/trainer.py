@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from rlvr import adaptation, checkpoint, errors, evaluation, fingerprint, report, rollback, workdir
+from rlvr import adaptation, checkpoint, errors, evaluation, fingerprint, report, rollback, warm_start, workdir
 from rlvr.algo.kl import adapt_kl_coef
 from rlvr.algo.selection import EntropyBonus, adapt_entropy_bonus
 from rlvr.checkpoint import Checkpoints
@@ -151,8 +151,7 @@ class Run:
         """Fixes the start policy, drops the warm start's optimizer state, and measures where the RL begins."""
         self.journal.settle()
         self.state = self.parts.learner.fresh(self.state.params)
-        if not (self.folder / "start").exists():
-            checkpoint.save_params(self.folder / "start", self.state.params)
+        warm_start.keep_start(self.config, self.folder / "start", self.state.params)
         self.record["eval_start"] = self._evaluate()
         self.journal.end("evaluate")
 
@@ -226,7 +225,8 @@ class Run:
         restored = self.checkpoints.restore(target)
         if restored is None:
             begun = {"rollout_sha256": "", "eval_start": {}, "eval": {}, "wall_s": 0.0}
-            return 0, self.parts.warm_learner.fresh(self.parts.initial_params()), begun
+            step, params = warm_start.begin(self.config, self.parts.warm_learner, self.parts.initial_params)
+            return step, self.parts.warm_learner.fresh(params), begun
         step, state, record, rollout, copies = restored
         self.distillation.resume(copies)
         log.warning("resuming at step %d of %d from %s", step, self.total, self.folder)

@@ -18,7 +18,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("weights", "rollout", "learner", "adaptation"),
     ("checkpoint", "evaluation"),
     ("config", "metrics"),
-    ("credit", "workdir", "journal", "curriculum", "reference"),
+    ("credit", "workdir", "journal", "curriculum", "reference", "warm_start"),
     ("parts", "rollouts", "rollback"),
     ("program", "distillation"),
     ("trainer", "grid"),

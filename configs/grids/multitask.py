@@ -57,7 +57,7 @@ def get_config() -> ExperimentConfig:
         rollout=RolloutConfig(prompts=48, group_size=8),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5),
         warm_start=WarmStartConfig(
-            steps=400, rows=192, optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=20, decay="cosine")
+            steps=1500, rows=256, optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=20, decay="cosine")
         ),
         evaluation=EvaluationConfig(interval=25),
         checkpoints=dataclasses.replace(base.checkpoints, interval=1000),

@@ -22,7 +22,7 @@ ENTROPY = Measure("rollout/entropy", "mean", 0.25)
 def get_config() -> ExperimentConfig:
     """Returns the base config: GRPO, exactly on policy."""
     config = sums.get_config("staleness", steps=UPDATES, prompts=PROMPTS)
-    config.update.minibatches, config.optimizer.learning_rate = 1, 1e-3
+    config.update.minibatches, config.optimizer.learning_rate = 1, 3e-4
     config.evaluation.interval = UPDATES // 4
     return config
 

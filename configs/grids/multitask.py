@@ -41,7 +41,7 @@ def get_config() -> ExperimentConfig:
     return dataclasses.replace(
         base,
         name="grid_multitask",
-        steps=200,
+        steps=150,
         policy=PolicyConfig(dim=64, layers=2, query_heads=4, kv_heads=2, head_size=16, hidden=192),
         data=DataConfig(
             (

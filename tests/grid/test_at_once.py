@@ -2,7 +2,11 @@
 
 import csv
 import json
+import random
 import re
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -91,6 +95,41 @@ def test_a_killed_grid_ends_with_the_table_of_one_that_was_not(tmp_path, monkeyp
     assert attempts == [2, 2, 2, 2, 2, 2]
     count = 100
     assert drive(killed) and count == 100  # nothing is left to do
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_random_moments_ends_with_the_same_table(tmp_path):
+    """Four SIGKILLs, each a random while after a random number of lines; then once to the end."""
+
+    def start(folder):
+        command = [sys.executable, "-m", "launch.grid", "--grid=tests/configs/lanes.py", f"--workdir={folder}"]
+        output = (tmp_path / "output").open("a")
+        return subprocess.Popen(
+            [*command, "--one_program"], env=tiny.environment(), cwd=tiny.ROOT, stdout=output, stderr=output
+        )
+
+    whole, killed, draw = tmp_path / "whole", tmp_path / "killed", random.Random(6)
+    assert start(whole).wait(600) == 0, (tmp_path / "output").read_text()
+
+    def written():
+        return sum(tiny.lines(run) for run in killed.glob("runs/*/*"))
+
+    total = sum(tiny.lines(run) for run in whole.glob("runs/*/*"))
+    for target in sorted(draw.sample(range(total - 50), 4)):
+        process = start(killed)
+        assert tiny.wait_until(lambda target=target: written() >= target, [process])
+        time.sleep(draw.uniform(0.0, 0.3))
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+    assert start(killed).wait(600) == 0, (tmp_path / "output").read_text()
+    for name in ("results.csv", "verdicts.csv"):
+        assert (killed / name).read_text() == (whole / name).read_text()
+    hashes = [
+        {path.parent.relative_to(folder): json.loads(path.read_text())["params_sha256"] for path in found}
+        for folder, found in ((f, sorted(f.glob("runs/*/*/result.json"))) for f in (whole, killed))
+    ]
+    assert hashes[0] == hashes[1] and len(hashes[0]) == 8
 
 
 def test_a_run_that_fails_stops_no_other(tmp_path, monkeypatch):

@@ -63,6 +63,23 @@ def define_config() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "Config file: a Python file with get_config().")
 
 
+def define_workdir(text: str) -> flags.FlagHolder:
+    """Declares --workdir=DIR, a folder of this machine; `text` says whose."""
+    holder = flags.DEFINE_string("workdir", None, text, required=True)
+    flags.register_validator(holder, _check_folder)
+    return holder
+
+
+def _check_folder(folder: str | None) -> bool:
+    """Raises ValidationError for what is no path of this machine: it would become a folder of that name here."""
+    if folder and (scheme := re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", folder)):
+        raise flags.ValidationError(
+            f"{scheme[0]}/ is no folder of this machine: mount the bucket (gcsfuse, s3fs) and give the folder where it "
+            "is mounted; `python -m launch.tpu` takes gs:// and mounts it by itself"
+        )
+    return True
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses flags; an unknown or mistyped field of the config is named, with the nearest valid one."""
     try:

@@ -35,7 +35,7 @@ from rlvr.grid.page import Outcome, read_outcome, write_outcome
 from rlvr.grid.spec import Run, load_grid
 
 _GRID = flags.DEFINE_string("grid", None, "Grid file: a Python file with get_grid().", required=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the grid.", required=True)
+_WORKDIR = cli.define_workdir("Folder of the grid.")
 _WORKERS = flags.DEFINE_integer("workers", 1, "Runs at a time; the processors are divided between them.", lower_bound=1)
 _WORKER_ENV = flags.DEFINE_multi_string(
     "worker_env", [], "'NAME=VALUE NAME=VALUE' for the runs of one worker, once for each: which devices they use, say."

@@ -17,7 +17,7 @@ from rlvr import watchdog
 from rlvr.mesh import initialize_distributed
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_WORKDIR = cli.define_workdir("Folder of the run.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", 'host:port of process 0 of several; "auto" where the cluster knows (Cloud TPU, Slurm).'
 )

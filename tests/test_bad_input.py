@@ -55,6 +55,7 @@ def change(config, **changes):
             1,
             "error: the config has no field 'objective.clip_hgh'; did you mean --config.objective.clip_high?",
         ),
+        ("bucket", "--workdir=gs://bucket/run", 1, "gs:// is no folder of this machine: mount the bucket (gcsfuse"),
         ("mistyped_value", "--config.objective.clip_high=lots", 1, "--config.objective.clip_high=lots: "),
         ("mistyped_integer", "--config.rollout.group_size=4.5", 1, "--config.rollout.group_size=4.5: "),
         ("no_config", "--config=configs/quickstrat.py", 1, "error: --config: [Errno 2] No such file"),

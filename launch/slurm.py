@@ -5,8 +5,10 @@
 
 One process a GPU; JAX reads the cluster from Slurm. Five minutes before the time limit Slurm sends SIGTERM: the run
 saves itself, the job goes back into the queue, and the same command resumes there; so it does after a preemption or a
-node's failure. Variables of the submitting shell reach the job (that is where a judge's key belongs); command lines
-hold no secret. Standard output is WORKDIR/slurm-JOB.log. The checkout and its .venv must be on a shared disk.
+node's failure, and when a process was ended by a signal (the watchdog's, or of a kernel short of memory), up to five
+times at the same step. Another exit status would come again and is reported. Variables of the submitting shell reach
+the job (that is where a judge's key belongs); command lines hold no secret. Standard output is WORKDIR/slurm-JOB.log.
+The checkout and its .venv must be on a shared disk.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _TIME = flags.DEFINE_string("time", "24:00:00", "Time limit of one stretch: [D-]
 _PARTITION = flags.DEFINE_string("partition", "", "Partition.")
 _ACCOUNT = flags.DEFINE_string("account", "", "Account.")
 _SBATCH = flags.DEFINE_multi_string("sbatch", [], "A further option of sbatch, whole: --sbatch=--constraint=h100.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run, on a shared disk.", required=True)
+_WORKDIR = cli.define_workdir("Folder of the run, on a shared disk.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the script and the command, submit nothing.")
 
 
@@ -94,20 +96,39 @@ def write_script(train_flags: list[str]) -> str:
     return SCRIPT.format(
         options="\n".join(f"#SBATCH {option}" for option in options),
         root=shlex.quote(str(ROOT)),
-        result=shlex.quote(f"{_WORKDIR.value}/result.json"),
+        workdir=shlex.quote(_WORKDIR.value),
+        crashes=CRASHES,
         train=train,
     )
 
+
+# How often a job whose processes are ended by signals is started again without having got further.
+CRASHES = 5
 
 SCRIPT = """\
 #!/usr/bin/env bash
 {options}
 set -uo pipefail
 cd {root}
-srun --kill-on-bad-exit=1 {train}
+workdir={workdir}
+again() {{ scontrol requeue "$SLURM_JOB_ID"; }}
+# How each process ended by itself: srun kills the others and says only that.
+export ENDED="$(mktemp -d "$workdir/.ended-XXXXXX")"
+task='trap : TERM; "$@"; status=$?; echo "$status" >"$ENDED/$SLURM_PROCID"; exit "$status"'
+srun --kill-on-bad-exit=1 bash -c "$task" task {train}
 code=$?
-# Status 0 without a result: asked to stop, and saved.
-if [ "$code" = 0 ] && [ ! -f {result} ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+worst="$(cat "$ENDED"/* 2>/dev/null | sort -n | tail -n 1)"
+rm -r "$ENDED"
+if [ "$code" = 0 ]; then
+  # Without a result: asked to stop, and saved.
+  [ -f "$workdir/result.json" ] || again
+elif [ "${{worst:-$code}}" -ge 128 ]; then
+  step="$(cat "$workdir/metrics.jsonl" 2>/dev/null | wc -l)"
+  echo "$step" >>"$workdir/.crashes"
+  crashes="$(grep -cx "$step" "$workdir/.crashes")"
+  echo "ended by signal $((${{worst:-$code}} - 128)) after $step steps, crash $crashes there"
+  if [ "$crashes" -le {crashes} ]; then again; fi
+fi
 exit "$code"
 """
 

@@ -1,6 +1,7 @@
 """launch.slurm against an sbatch that records what it gets, and its script under an srun of the test's."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ def test_a_stopped_run_goes_back_into_the_queue_and_a_finished_one_does_not(
     assert done.returncode == 0, done.stderr
     assert "Submitted batch job 7" in done.stdout
     arguments = (tmp_path / "srun").read_text().splitlines()
+    assert arguments[:3] == ["--kill-on-bad-exit=1", "bash", "-c"] and ".venv/bin/python" in arguments
     assert arguments[-5:] == [
         "launch.train", "--config=configs/quickstart.py", "--config.name=it's mine", "--coordinator=auto",
         f"--workdir={tmp_path}/run",
@@ -44,6 +46,57 @@ def test_a_stopped_run_goes_back_into_the_queue_and_a_finished_one_does_not(
     script = (tmp_path / "run" / "job.sbatch").read_text()
     for option in ("--nodes=2", "--ntasks-per-node=4", "--partition=gpu", "--constraint=h100", "--requeue"):
         assert f"#SBATCH {option}\n" in script
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The batch script of a job, in its workdir; its commands are those of `bin` beside that."""
+    folder = tmp_path_factory.mktemp("slurm")
+    install(folder / "bin", "sbatch", ":")
+    assert submit(folder).returncode == 0
+    return folder / "run" / "job.sbatch"
+
+
+# What the two processes of a job do, the status of the job, and whether it goes back into the queue.
+@pytest.mark.parametrize(
+    ("first", "second", "status", "requeued"),
+    [
+        ("exit 0", "kill -ALRM $$", 142, True),  # the watchdog
+        ("exit 1", "kill -KILL $$", 137, True),  # the first fails because the other is gone
+        ("exit 1", "exec sleep 60", 137, False),  # srun kills the other and says so
+        ("exit 2", "exit 0", 2, False),
+        ("kill -TERM $PPID; exit 0", "exit 0", 0, True),  # a signal for all: the process has saved itself
+    ],
+)
+def test_what_was_ended_by_a_signal_is_tried_again(
+    script: Path, first: str, second: str, status: int, requeued: bool
+) -> None:
+    bin_, asked = script.parent.parent / "bin", script.parent / "asked"
+    for left in (asked, script.parent / ".crashes"):
+        left.unlink(missing_ok=True)
+    # The wrapper of each process with another command; the first that fails ends the others.
+    install(bin_, "srun", f"""
+        SLURM_PROCID=1 "${{@:2:4}}" bash -c {shlex.quote(second)} & other=$!
+        SLURM_PROCID=0 "${{@:2:4}}" bash -c {shlex.quote(first)}
+        code=$?
+        [ $code = 0 ] || {{ sleep 0.2; pkill -KILL -P $other; kill -KILL $other; }}
+        wait $other
+        second=$?
+        exit $((second > code ? second : code))""")  # fmt: skip
+    install(bin_, "scontrol", f'echo "$@" >>{asked}')
+    env = os.environ | {"PATH": f"{bin_}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+
+    def run() -> int:
+        return subprocess.run(["bash", script], env=env, capture_output=True, timeout=60).returncode
+
+    assert run() == status
+    assert (asked.read_text().splitlines() if asked.exists() else []) == ["requeue 7"] * requeued
+    assert not list(script.parent.glob(".ended-*"))
+    if status == 142:  # and no more than five times without a step
+        assert [run() for _ in range(5)] == [142] * 5 and len(asked.read_text().splitlines()) == 5
+        (script.parent / "metrics.jsonl").write_text("{}\n")
+        assert run() == 142 and len(asked.read_text().splitlines()) == 6
+        (script.parent / "metrics.jsonl").unlink()
 
 
 def test_sbatch_that_fails_is_shown_with_what_was_tried(tmp_path: Path) -> None:

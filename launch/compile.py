@@ -4,7 +4,8 @@
 
 Nothing is run and no weights are needed: the prefill, the decode and the update are compiled with shapes alone, by the
 TPU's own compiler (`bash scripts/setup.sh tpu`). Seconds are the compiler's estimated cycles, loops times their trips,
-or the time of the exchanges where that is longer; beside them stands the plain roofline. All sequences count at their
+or the time of the exchanges where that is longer, and of moving what rests in the host's memory (15 GB/s a chip each
+way is assumed); beside them stands the plain roofline. All sequences count at their
 longest. Layers are unrolled, so a deep policy compiles for long: --layers=A,B compiles it A and B layers deep and
 continues the line. --programs compiles some only. The last line is JSON; the exit status is 1 if it does not fit.
 """
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     mesh = make_mesh(config.mesh, devices)
     check_mesh(config.policy, mesh)
     workload = make_workload(config, mesh)
-    params, optimizer = programs.state_bytes(config, mesh)
+    state = programs.state_bytes(config, mesh)
     head = {"config": config.name, "topology": _TOPOLOGY.value, "chips": len(devices), "layers": depths or "all"}
     print(" ".join(f"{name}={value}" for name, value in head.items()), flush=True)
     try:
@@ -61,12 +62,13 @@ def main(argv: Sequence[str]) -> int:
             "does_not_fit": error.program,
             "peak_gb": error.needed / 1e9,
             "hbm_gb": error.there / 1e9,
+            "optimizer_gb": state.optimizer / 1e9,
         }
-        stand_in = {"fits": False, "programs": {error.program: {"peak_gb": error.needed}}}
+        stand_in = result | {"programs": {error.program: {"peak_gb": error.needed}}}
         print(f"does not fit: {error}\n  " + "\n  ".join(estimate.advise(stand_in, workload)))
         print(json.dumps(cli.shorten(head | result)))
         return 1
-    result = estimate.summarise(compiled, workload, chip, len(devices), params, optimizer)
+    result = estimate.summarise(compiled, workload, chip, len(devices), state)
     print_result(result, workload)
     print(json.dumps(cli.shorten(head | result)))
     return 0 if result["fits"] else 1
@@ -107,16 +109,19 @@ def compile_at(config: ExperimentConfig, depths: tuple[int, int] | None) -> dict
 
 def print_result(result: dict[str, Any], workload: Any) -> None:
     """Prints the table and the verdict."""
-    print(f"a chip: parameters {result['parameters_gb']:.2f} GB, optimizer {result['optimizer_gb']:.2f} GB")
+    print(
+        f"a chip: parameters {result['parameters_gb']:.2f} GB, optimizer {result['optimizer_gb']:.2f} GB in HBM, "
+        f"{result['host_gb']:.2f} GB in the host's memory"
+    )
     print(
         f"{'program':12}{'compile s':>10}{'temp GB':>9}{'peak GB':>9}{'TFLOP':>9}{'compiler s':>12}{'compute s':>11}"
-        f"{'HBM s':>9}{'links s':>9}"
+        f"{'HBM s':>9}{'links s':>9}{'host s':>9}"
     )
     for name, p in result["programs"].items():
         s = p["seconds"]
         print(
             f"{name:12}{p['compile_s']:10.0f}{p['temporary_gb']:9.2f}{p['peak_gb']:9.2f}{p['tflops']:9.2f}"
-            f"{s['compiler']:12.4f}{s['compute']:11.4f}{s['hbm']:9.4f}{s['links']:9.4f}"
+            f"{s['compiler']:12.4f}{s['compute']:11.4f}{s['hbm']:9.4f}{s['links']:9.4f}{s['host']:9.4f}"
         )
         moved = ", ".join(f"{kind} {size:.2f} GB" for kind, size in sorted(p["collectives_gb"].items()))
         where = sorted(p["where"].items(), key=lambda item: -item[1])

@@ -45,6 +45,7 @@ RUNTIME_FIELDS = (
     "verifiers.workers",
     "verifiers.sandbox",
     "warm_start.shared",
+    "update.moments",
 )
 
 

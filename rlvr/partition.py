@@ -31,6 +31,10 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 
 
+# Where an array may rest -> the kind of memory that JAX calls it by; None is the devices' own.
+MEMORIES: Mapping[str, str | None] = {"device": None, "host": "pinned_host"}
+
+
 def spec(axes: Sequence[str | None]) -> PartitionSpec:
     """Returns the PartitionSpec of logical axes; None is not split."""
     return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
@@ -67,6 +71,21 @@ def shardings(mesh: Mesh, axes: Any) -> Any:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def in_memory(sharding: NamedSharding, memory: str) -> NamedSharding:
+    """Returns a sharding whose arrays rest in a memory: a key of `MEMORIES`."""
+    return sharding.with_memory_kind(kind) if (kind := MEMORIES[memory]) else sharding
+
+
+def check_memory(field: str, memory: str, mesh: Mesh) -> None:
+    """Raises ConfigError unless the devices of a mesh can reach a memory (a key of `MEMORIES`)."""
+    kinds = sorted(place.kind for place in mesh.local_devices[0].addressable_memories())
+    if (kind := MEMORIES[memory]) and kind not in kinds:
+        raise errors.ConfigError(
+            f"{field}={memory!r} needs devices with the memory {kind!r}; those of this run have {', '.join(kinds)} "
+            "(accepted: 'device')"
+        )
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -95,6 +95,7 @@ def make_parts(
         ConfigError: sizes that the mesh does not divide, or a curriculum that does not fit the tasks.
     """
     check_mesh(config.policy, mesh)
+    partition.check_memory("update.moments", config.update.moments, mesh)
     policy = Policy(config.policy)
     engine = Engine(
         policy,

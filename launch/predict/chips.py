@@ -20,6 +20,7 @@ class Chip(NamedTuple):
         attention: share of `flops` that the kernels of attention reach with heads of 128, by the issue slots of their
             schedules (`rlvr.policy.flash`, BUILD.md); where the units are 256 wide, which such products fill half, it
             is taken as half of v5p's.
+        host_bytes: of its host's memory, a chip's share.
     """
 
     flops: float
@@ -28,19 +29,25 @@ class Chip(NamedTuple):
     link_rate: float
     clock: float
     attention: float
+    host_bytes: float
 
 
 _MXU_128 = 2 * 128 * 128
 _MXU_256 = 2 * 256 * 256
 
+# Bytes a second between a chip and its host's memory, each way: PCIe 3.0 x16, which the slowest of them have. Google
+# publishes no figure.
+HOST_RATE = 15e9
+
 # https://cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, read in 2026; the interconnect there is that of both directions
 # for v5e and tpu7x, of one for v5p (4,800 Gb/s) and v6e (3,584 Gb/s). Memory: what the compiler says it has, where it
-# was seen to say so (v5e: 15.75 GiB), else the documented size.
+# was seen to say so (v5e: 15.75 GiB), else the documented size. Hosts: 512 GiB for 8 v5e, 448 GB for 4 v5p, 1,536 GiB
+# for 8 v6e, 960 GB for 4 tpu7x.
 CHIPS: Mapping[str, Chip] = {
-    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9, 197e12 / (4 * _MXU_128), 0.57),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 459e12 / (8 * _MXU_128), 0.30),
-    "v6e": Chip(918e12, 31.25 * 2**30, 1640e9, 448e9, 918e12 / (4 * _MXU_256), 0.15),
-    "tpu7x": Chip(2307e12, 192e9, 7380e9, 600e9, 2307e12 / (8 * _MXU_256), 0.15),
+    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9, 197e12 / (4 * _MXU_128), 0.57, 64 * 2**30),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 459e12 / (8 * _MXU_128), 0.30, 112e9),
+    "v6e": Chip(918e12, 31.25 * 2**30, 1640e9, 448e9, 918e12 / (4 * _MXU_256), 0.15, 192 * 2**30),
+    "tpu7x": Chip(2307e12, 192e9, 7380e9, 600e9, 2307e12 / (8 * _MXU_256), 0.15, 240e9),
 }
 
 

@@ -34,6 +34,7 @@ class Compiled(NamedTuple):
         seconds: to compile it.
         arguments, outputs, temporary, shared: bytes; `shared` are outputs in the place of arguments.
         needed: bytes of HBM in use while it runs, what other programs keep there left out.
+        moved: bytes between the chip and its host's memory.
         cycles, flops, kernel_flops, attention_flops, attention_bytes, hbm_bytes: see `launch.predict.hlo.Program`.
         collectives: bytes that arrive at a chip, by kind.
         places: cycles by part.
@@ -47,6 +48,7 @@ class Compiled(NamedTuple):
     temporary: float
     shared: float
     needed: float
+    moved: float
     cycles: float
     flops: float
     kernel_flops: float
@@ -109,8 +111,11 @@ def read_depths(given: Sequence[str], layers: int) -> tuple[int, int] | None:
     return near, far
 
 
-def lower_programs(config: ExperimentConfig, mesh: Mesh) -> dict[str, Any]:
-    """Returns the lowered programs of a step: "prefill", "decode", "accumulate" and "apply"."""
+def lower_programs(config: ExperimentConfig, mesh: Mesh) -> dict[str, list[tuple[Any, int]]]:
+    """Returns the lowered programs of a step: "prefill", "decode", "accumulate" and "apply".
+
+    The last is several, one after another; each stands with how often it runs.
+    """
     policy, c = Policy(config.policy), config
     learner = Learner(
         policy,
@@ -133,11 +138,20 @@ def lower_programs(config: ExperimentConfig, mesh: Mesh) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         # The engine is made here too: in which form it keeps pages depends on the chips.
         engine = Engine(policy, c.engine, (0,), mesh)
-        return engine.lower(state.params) | learner.lower(length, state, row)
+        sampling = {name: [(lowered, 1)] for name, lowered in engine.lower(state.params).items()}
+        return sampling | learner.lower(length, state, row)
 
 
-def state_bytes(config: ExperimentConfig, mesh: Mesh) -> tuple[float, float]:
-    """Returns bytes a chip of (the parameters, the optimizer's state)."""
+class StateBytes(NamedTuple):
+    """Bytes a chip of the training state: of the parameters, and of the optimizer's state in HBM and on the host."""
+
+    params: float
+    optimizer: float
+    host: float
+
+
+def state_bytes(config: ExperimentConfig, mesh: Mesh) -> StateBytes:
+    """Returns what the training state takes."""
     policy = Policy(config.policy)
     total = 0.0
     shapes = policy.abstract_params()
@@ -145,7 +159,9 @@ def state_bytes(config: ExperimentConfig, mesh: Mesh) -> tuple[float, float]:
     for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(spread), strict=True):
         local = sharding.shard_shape(leaf.shape)
         total += float(leaf.dtype.itemsize * math.prod(local))
-    return total, 2.0 * total  # AdamW: two moments, each like the parameters
+    moments = 2.0 * total  # AdamW: two moments, each like the parameters
+    on_host = config.update.moments == "host"
+    return StateBytes(total, 0.0 if on_host else moments, moments if on_host else 0.0)
 
 
 def compile_program(name: str, lowered: Any, workload: Workload) -> Compiled:
@@ -171,6 +187,7 @@ def compile_program(name: str, lowered: Any, workload: Workload) -> Compiled:
         for what in ("argument", "output", "temp", "alias", "generated_code")
     ]
     arguments, outputs, temporary, shared, code = sizes
+    moved = float(memory.host_argument_size_in_bytes + memory.host_output_size_in_bytes)
     return Compiled(
         seconds=seconds,
         arguments=arguments,
@@ -178,6 +195,7 @@ def compile_program(name: str, lowered: Any, workload: Workload) -> Compiled:
         temporary=temporary,
         shared=shared,
         needed=arguments + outputs + temporary - shared + code,
+        moved=moved,
         cycles=program.cycles,
         flops=program.flops,
         kernel_flops=program.kernel_flops,
@@ -197,6 +215,37 @@ class OutOfMemory(RuntimeError):
     def __init__(self, program: str, needed: float, there: float):
         super().__init__(f"{program} needs {needed / 1e9:.1f} GB of {there / 1e9:.1f} GB")
         self.program, self.needed, self.there = program, needed, there
+
+
+def combine_parts(parts: Sequence[tuple[Compiled, int]], state: StateBytes) -> Compiled:
+    """Returns the optimizer's step of its parts' programs, each with how often it runs.
+
+    While one runs, the parameters, their gradients and the optimizer's state are there whole.
+    """
+    there = 2 * state.params + state.optimizer
+
+    def total(name: str) -> float:
+        return sum(getattr(part, name) * times for part, times in parts)
+
+    def merge(name: str) -> dict[str, float]:
+        keys = {key for part, _ in parts for key in getattr(part, name)}
+        return {key: sum(getattr(part, name).get(key, 0.0) * times for part, times in parts) for key in sorted(keys)}
+
+    sums = "moved cycles flops kernel_flops attention_flops attention_bytes hbm_bytes".split()
+    beside = max(part.needed - part.arguments for part, _ in parts)
+    return Compiled(
+        seconds=sum(part.seconds for part, _ in parts),
+        arguments=there,
+        outputs=total("outputs"),
+        temporary=max(part.temporary for part, _ in parts),
+        shared=total("shared"),
+        needed=there + beside,
+        **{name: total(name) for name in sums},
+        collectives=merge("collectives"),
+        places=merge("places"),
+        unknown=tuple(sorted({path for part, _ in parts for path in part.unknown})),
+        text="\n".join(part.text for part, _ in parts),
+    )
 
 
 def extrapolate(near: Compiled, far: Compiled, layers: tuple[int, int], wanted: int) -> Compiled:
@@ -220,6 +269,7 @@ def compile_config(
     out = {}
     for name, lowered in lower_programs(config, mesh).items():
         if not only or name in only:
-            out[name] = compile_program(name, lowered, workload)
+            parts = [(compile_program(name, part, workload), times) for part, times in lowered]
+            out[name] = combine_parts(parts, state_bytes(config, mesh)) if name == "apply" else parts[0][0]
             say(f"{name}: compiled in {out[name].seconds:.0f} s")
     return out, workload

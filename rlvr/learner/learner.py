@@ -78,7 +78,7 @@ class Learner:
         self._optimizer = make_optimizer(optimizer, steps - self._critic_steps)
         self._schedule = make_schedule(optimizer, steps - self._critic_steps)
         self._critic_optimizer = None
-        shardings = state_sharding_tree(trainable, self._optimizer, mesh)
+        shardings = state_sharding_tree(trainable, self._optimizer, mesh, update.moments)
         if objective.needs_values():
             self._critic_optimizer = make_optimizer((critic or CriticConfig()).optimizer, steps)
             shardings = shardings._replace(critic=critic_shardings(policy, self._critic_optimizer, mesh))
@@ -117,19 +117,19 @@ class Learner:
 
     def fresh(self, params: Params) -> TrainState:
         """Returns the state at the start of this stage."""
-        state = fresh_state(self._trainable, self._optimizer, params, self._mesh)
+        state = fresh_state(self._trainable, self._optimizer, params, self._mesh, self._config.moments)
         if self._critic_optimizer is None:
             return state
         return state._replace(critic=fresh_critic(self._policy, self._critic_optimizer, self._mesh))
 
     def abstract(self) -> TrainState:
         """Returns the shapes and shardings of this stage's state."""
-        state = abstract_state(self._trainable, self._optimizer, self._mesh)
+        state = abstract_state(self._trainable, self._optimizer, self._mesh, self._config.moments)
         if self._critic_optimizer is None:
             return state
         return state._replace(critic=abstract_critic(self._policy, self._critic_optimizer, self._mesh))
 
-    def lower(self, length: int, state: TrainState, like: Row) -> dict[str, Any]:
+    def lower(self, length: int, state: TrainState, like: Row) -> dict[str, list[tuple[Any, int]]]:
         """Lowers the programs of an optimizer step without running any, for devices that need not be here.
 
         Args:
@@ -138,7 +138,8 @@ class Learner:
             like: a row with the optional fields that those of the run have.
 
         Returns:
-            {"accumulate", "apply"}: lowered programs of a micro-batch and of the optimizer.
+            {"accumulate", "apply"}: lowered programs of a micro-batch and of the optimizer's step, each with how often
+            it runs.
         """
         if self._objective.needs_values():
             like = like._replace(values=like.old_logprobs, returns=like.old_logprobs, value_weight=1.0)
@@ -148,10 +149,18 @@ class Learner:
         scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=partition.replicated(self._mesh))
         totals = Totals(*(scalar for _ in Totals._fields))
         accumulate = self._update.accumulate.lower(state.weights, state.weights, batch, totals, self._trainable.frozen)
-        metrics = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=scalar.sharding), accumulate.out_info[1]
+
+        def place(shapes: Any) -> Any:
+            return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=scalar.sharding), shapes)
+
+        skips = (
+            state.opt_state.notfinite_count,
+            None if state.critic is None else state.critic.opt_state.notfinite_count,
         )
-        return {"accumulate": accumulate, "apply": self._update.apply.lower(state, state.weights, metrics)}
+        conclude = self._update.conclude.lower(state.weights, place(accumulate.out_info[1]), skips, False)
+        survey = place(conclude.out_info[0])
+        parts = self._update.descend.lower(state.params, state.opt_state, state.params, survey)
+        return {"accumulate": [(accumulate, 1)], "apply": [(conclude, 1), *parts]}
 
     def learning_rate(self, step: int) -> float:
         """Returns the policy's learning rate in an optimizer step of this stage; 0 where only the critic learns.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from rlvr import errors
+from rlvr import errors, partition
 
 
 @dataclasses.dataclass
@@ -60,13 +61,27 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, decays[config.decay]], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+class Survey(NamedTuple):
+    """What a step must know of all gradients together: their global norm, and whether every one of them is finite."""
+
+    norm: jax.Array
+    finite: jax.Array
+
+
+def take_survey(gradients: Any) -> Survey:
+    """Returns the survey of a tree of gradients."""
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradients)]
+    return Survey(optax.tree.norm(gradients), jnp.all(jnp.array(finite)))
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
     """Returns the transformation for a stage of `steps` optimizer steps.
 
-    Its state's `total_notfinite` and `notfinite_count` tell the skipped updates, in all and in a row.
+    Its state's `total_notfinite` and `notfinite_count` tell the skipped updates, in all and in a row. `update` takes
+    the `survey` of all gradients where it gets a part of them only.
     """
     inner = optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
+        _clip(config.max_grad_norm),
         optax.adamw(
             make_schedule(config, steps),
             b1=config.b1,
@@ -76,13 +91,59 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
         ),
     )
-    # The trainer stops the run at max_skips; the wrapper itself must never let a non-finite update through.
-    return optax.apply_if_finite(inner, max_consecutive_errors=2**31 - 1)
+
+    def init(params: Any) -> optax.ApplyIfFiniteState:
+        none = jnp.zeros([], jnp.int32)
+        return optax.ApplyIfFiniteState(none, jnp.array(True), none, inner.init(params))
+
+    def update(
+        updates: Any, state: optax.ApplyIfFiniteState, params: Any = None, *, survey: Survey | None = None, **_: Any
+    ) -> tuple[Any, optax.ApplyIfFiniteState]:
+        survey = survey or take_survey(updates)
+        updates, moved = inner.update(updates, state.inner_state, params, survey=survey)
+
+        # Not a branch: so it is part of the same pass over the moments, which are in the same place before and after.
+        def unless_skipped(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(survey.finite, a, b), new, old)
+
+        counts = count_skips(state.notfinite_count, survey), count_skips(state.total_notfinite, survey, again=True)
+        kept = unless_skipped(moved, state.inner_state)
+        skipped = jax.tree.map(jnp.zeros_like, updates)
+        after = optax.ApplyIfFiniteState(counts[0], survey.finite, counts[1], kept)
+        return unless_skipped(updates, skipped), after
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def state_shardings(optimizer: optax.GradientTransformation, params: Any, shardings: Any, other: Any) -> Any:
-    """Returns the shardings of the optimizer's state: like the parameters where it mirrors them, else `other`."""
+def count_skips(count: jax.Array, survey: Survey, *, again: bool = False) -> jax.Array:
+    """Returns a count of skipped updates after one more: of those in a row, or of all of them (`again`)."""
+    return jnp.where(survey.finite, count if again else jnp.zeros_like(count), optax.safe_increment(count))
+
+
+def _clip(limit: float | jax.Array) -> optax.GradientTransformationExtraArgs:
+    """Returns the clipping by the norm of a survey."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, survey: Survey, **_: Any) -> tuple[Any, Any]:
+        del params
+        within = survey.norm < limit
+        return jax.tree.map(lambda g: jnp.where(within, g, g / survey.norm.astype(g.dtype) * limit), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def state_shardings(
+    optimizer: optax.GradientTransformation, params: Any, shardings: Any, other: Any, moments: str = "device"
+) -> Any:
+    """Returns the shardings of the optimizer's state: like the parameters where it mirrors them, else `other`.
+
+    Args:
+        moments: where what mirrors them rests; see `rlvr.learner.update.UpdateConfig`.
+    """
     state = jax.eval_shape(optimizer.init, params)
     return optax.tree_utils.tree_map_params(
-        optimizer, lambda _, sharding: sharding, state, shardings, transform_non_params=lambda _: other
+        optimizer,
+        lambda _, sharding: partition.in_memory(sharding, moments),
+        state,
+        shardings,
+        transform_non_params=lambda _: other,
     )

@@ -16,8 +16,10 @@ from rlvr.algo.distill import DistillConfig, divergence
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.learner.batch import Inputs, TrainBatch
 from rlvr.learner.critic import Critic, token_values, value_loss
+from rlvr.learner.descent import Descent, make_descent
 from rlvr.learner.logprobs import Metrics, Other, run_rows, token_logprobs, token_loss
 from rlvr.learner.loss import Totals, chunk_loss, finish_metrics, make_fields
+from rlvr.learner.optimizer import Survey, count_skips, take_survey
 from rlvr.learner.state import TrainState, Weights
 from rlvr.policy.packed import Segments
 from rlvr.policy.router import BALANCE_LOSSES, RouterStats, balance_step, count_changed, z_loss
@@ -36,6 +38,9 @@ class UpdateConfig:
         minibatches: optimizer steps a rollout is split into (by prompt).
         epochs: how often a rollout is learned from, in the same minibatches.
         logprob_chunk: sampled tokens scored at a time; bounds the logits to logprob_chunk * V.
+        moments: where AdamW's moments rest between optimizer steps: in the memory of the "device", or in that of its
+            "host", from where those of a layer come for its step and go back. The results are the same. A critic's
+            stay on the device.
     """
 
     row_tokens: int = 512
@@ -43,6 +48,7 @@ class UpdateConfig:
     minibatches: int = 1
     epochs: int = 1
     logprob_chunk: int = 256
+    moments: str = "device"
 
     @property
     def optimizer_steps(self) -> int:
@@ -53,6 +59,7 @@ class UpdateConfig:
         """Raises ConfigError naming the field that cannot work."""
         for name in ("row_tokens", "micro_tokens", "minibatches", "epochs", "logprob_chunk"):
             errors.check_at_least(f"{field}.{name}", getattr(self, name), 1)
+        errors.check_choice(f"{field}.moments", self.moments, partition.MEMORIES)
 
 
 class Teaching(NamedTuple):
@@ -90,13 +97,20 @@ class UpdateStep(NamedTuple):
         accumulate: (weights, gradients, micro-batch, totals, frozen, teacher) -> (gradients, metrics); consumes the
             gradients.
         combine: (metrics, metrics) -> metrics of both.
-        apply: (state, gradients, metrics, critic only) -> (state, metrics); consumes the state.
+        conclude: (gradients, metrics, skips in a row so far, critic only) -> (the policy's survey, metrics).
+        descend: the step of the policy's optimizer.
+        balance: (parameters, metrics, survey) -> parameters with their selection biases moved, or None where they do
+            not move; consumes the first.
+        follow: (critic, gradients) -> critic; consumes the first.
     """
 
     zeros: Any
     accumulate: Any
     combine: Any
-    apply: Any
+    conclude: Any
+    descend: Descent
+    balance: Any
+    follow: Any
 
     def __call__(
         self,
@@ -113,28 +127,43 @@ class UpdateStep(NamedTuple):
             gradients, own = self.accumulate(state.weights, gradients, micro, totals, frozen, teacher)
             metrics = own if metrics is None else self.combine(metrics, own)
         assert metrics is not None, "a step needs a micro-batch"
-        out: tuple[TrainState, Metrics] = self.apply(state, gradients, metrics, critic_only)
-        return out
+        return self.apply(state, gradients, metrics, critic_only)
+
+    def apply(
+        self, state: TrainState, gradients: Weights, metrics: tuple[Metrics, Metrics], critic_only: bool
+    ) -> tuple[TrainState, Metrics]:
+        """Applies a step's gradients; consumes the state."""
+        critic = state.critic
+        skips = state.opt_state.notfinite_count, None if critic is None else critic.opt_state.notfinite_count
+        survey, out = self.conclude(gradients, metrics, skips, critic_only)
+        if not critic_only:
+            params, opt_state = self.descend(state.params, state.opt_state, gradients[0], survey)
+            if self.balance is not None:
+                params = self.balance(params, metrics, survey)
+            state = state._replace(params=params, opt_state=opt_state)
+        if critic is not None and self.follow is not None:
+            state = state._replace(critic=self.follow(critic, gradients[1]))
+        return state, out
 
 
 def make_update_step(
     policy: Policy,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     objective: ObjectiveConfig,
     *,
     temperature: float | jax.Array,
     chunk: int,
     join: Callable[[Params, Params | None], Params] = lambda params, frozen: params,
     shardings: TrainState | None = None,
-    critic_optimizer: optax.GradientTransformation | None = None,
+    critic_optimizer: optax.GradientTransformationExtraArgs | None = None,
     distill: DistillConfig | None = None,
     teaching: Teaching | None = None,
 ) -> UpdateStep:
     """Returns `update(state, batches, totals, frozen=None, critic_only=False, teacher=None) -> (state, metrics)`, which
     consumes the state. With `critic_only` the policy and its optimizer stay as they are.
 
-    Each micro-batch is one dispatch, which adds to the gradients in place, and one more applies them: what is
-    compiled depends on the shape of a micro-batch, not on how many there are.
+    Each micro-batch is one dispatch, which adds to the gradients in place, and one more for each layer applies them:
+    what is compiled depends on the shape of a micro-batch, not on how many there are.
 
     Args:
         temperature: of the sampling, by which logits are divided.
@@ -171,34 +200,40 @@ def make_update_step(
     def combine(a: tuple[Metrics, Metrics], b: tuple[Metrics, Metrics]) -> tuple[Metrics, Metrics]:
         return jax.tree.map(jnp.add, a[0], b[0]), jax.tree.map(jnp.maximum, a[1], b[1])
 
-    def apply(
-        state: TrainState, gradients: Weights, metrics: tuple[Metrics, Metrics], critic_only: bool = False
-    ) -> tuple[TrainState, Metrics]:
+    def conclude(
+        gradients: Weights, metrics: tuple[Metrics, Metrics], skips: tuple[Any, Any], critic_only: bool
+    ) -> tuple[Survey, Metrics]:
         out = finish_metrics(*metrics)
-        out["optimizer/grad_norm"] = optax.tree.norm(gradients[0])
-        moved = []
-        if not critic_only:
-            updates, opt_state = optimizer.update(gradients[0], state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            if objective.bias_rate:
-                rate = objective.bias_rate * opt_state.last_finite
-                params = balance_step(params, policy.config, metrics[0]["router/load"], rate)
-            state, moved = state._replace(params=params, opt_state=opt_state), [opt_state]
-        if state.critic is not None and critic_optimizer is not None:
-            critic = state.critic
-            updates, opt_state = critic_optimizer.update(gradients[1], critic.opt_state, critic.params)
-            state = state._replace(critic=Critic(optax.apply_updates(critic.params, updates), opt_state))
-            moved.append(opt_state)
-            out["optimizer/critic_grad_norm"] = optax.tree.norm(gradients[1])
-        out["optimizer/skipped"] = functools.reduce(jnp.logical_or, [~own.last_finite for own in moved])
-        out["optimizer/skipped_in_a_row"] = functools.reduce(jnp.maximum, [own.notfinite_count for own in moved])
-        return pin(state, lambda s: s), out
+        surveys = [None if own is None else take_survey(own) for own in gradients]
+        for name, survey in zip(("grad_norm", "critic_grad_norm"), surveys, strict=True):
+            if survey is not None:
+                out[f"optimizer/{name}"] = survey.norm
+        pairs = list(zip(skips, surveys, strict=True))[critic_only:]
+        moved = [(count_skips(count, survey), ~survey.finite) for count, survey in pairs if survey is not None]
+        out["optimizer/skipped"] = functools.reduce(jnp.logical_or, [skipped for _, skipped in moved])
+        out["optimizer/skipped_in_a_row"] = functools.reduce(jnp.maximum, [count for count, _ in moved])
+        assert surveys[0] is not None
+        return surveys[0], out
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def balance(params: Params, metrics: tuple[Metrics, Metrics], survey: Survey) -> Params:
+        rate = objective.bias_rate * survey.finite
+        return pin(balance_step(params, policy.config, metrics[0]["router/load"], rate), lambda s: s.params)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def follow(critic: Critic, gradients: Params) -> Critic:
+        assert critic_optimizer is not None
+        updates, opt_state = critic_optimizer.update(gradients, critic.opt_state, critic.params)
+        return pin(Critic(optax.apply_updates(critic.params, updates), opt_state), lambda s: s.critic)
 
     return UpdateStep(
         zeros=jax.jit(lambda weights: pin(jax.tree.map(jnp.zeros_like, weights), lambda s: s.weights)),
         accumulate=jax.jit(accumulate, donate_argnums=1),
         combine=jax.jit(combine),
-        apply=jax.jit(apply, donate_argnums=0, static_argnums=3),
+        conclude=jax.jit(conclude, static_argnums=3),
+        descend=make_descent(optimizer, None if shardings is None else shardings[:2]),
+        balance=balance if objective.bias_rate else None,
+        follow=None if critic_optimizer is None else follow,
     )
 
 

@@ -15,7 +15,7 @@ from launch.predict.workload import Workload
 from rlvr.config import ExperimentConfig, RolloutConfig
 from rlvr.errors import ConfigError
 from rlvr.learner.update import UpdateConfig
-from rlvr.mesh import MeshConfig
+from rlvr.mesh import MeshConfig, make_mesh
 from rlvr.policy.config import PolicyConfig
 from rlvr.rollout.config import EngineConfig
 
@@ -194,7 +194,7 @@ def test_a_step_is_its_programs_times_how_often_they_run() -> None:
         "accumulate": example(kernel_flops=chip.flops, flops=chip.flops, cycles=second),
         "apply": example(cycles=second, needed=1e9),
     }
-    result = estimate.summarise(compiled, w, chip, 4, params=1e9, optimizer=2e9)
+    result = estimate.summarise(compiled, w, chip, 4, programs.StateBytes(1e9, 2e9, 0.0))
     assert result["rollout_s"] == pytest.approx(2 * 1 + 96 * 0.5)  # decoding waits for its exchanges
     assert result["update_s"] == pytest.approx(4 * 2 + 1)  # a kernel without an estimate runs at peak
     assert result["update_mfu"] == pytest.approx(w.update_flops() / (4 * chip.flops * 9))
@@ -205,11 +205,29 @@ def test_what_stays_in_memory_beside_a_program_counts() -> None:
     compiled = {
         name: example(needed=10 * gigabyte, cycles=1.0) for name in ("prefill", "decode", "accumulate", "apply")
     }
-    result = estimate.summarise(compiled, WORKLOAD, chip, 4, params=3 * gigabyte, optimizer=4 * gigabyte)
+    result = estimate.summarise(compiled, WORKLOAD, chip, 4, programs.StateBytes(3e9, 4e9, 0.0))
     peaks = {name: p["peak_gb"] for name, p in result["programs"].items()}
     assert peaks == {"prefill": 17, "decode": 17, "accumulate": 14, "apply": 10}
     assert not result["fits"] and result["peak_gb"] == 17
     assert any("engine.slots" in line for line in estimate.advise(result, WORKLOAD))
+
+
+def test_moments_on_the_host_leave_hbm_and_cost_the_time_of_moving_them() -> None:
+    chip, there = chips.CHIPS["v5e"], programs.StateBytes(params=2e9, optimizer=0.0, host=4e9)
+    layer = example(needed=3e8, arguments=1e8, moved=30e9, cycles=chip.clock, text="layer")
+    ends = example(needed=5e8, arguments=2e8, moved=15e9, collectives={"all-reduce": 8.0}, text="ends")
+    apply = programs.combine_parts([(layer, 4), (ends, 1)], there)
+    assert apply.needed == 2 * 2e9 + 3e8  # parameters, gradients, and what the largest part has beside its own
+    assert (
+        apply.moved == 4 * 30e9 + 15e9 and apply.cycles == 4 * chip.clock and apply.collectives == {"all-reduce": 8.0}
+    )
+    assert estimate.program_times(apply, chip)["step"] == pytest.approx(4 + 135e9 / chips.HOST_RATE)
+    result = estimate.summarise({"apply": apply, "accumulate": example(needed=1e9)}, WORKLOAD, chip, 4, there)
+    assert result["fits"] and (result["optimizer_gb"], result["host_gb"]) == (0, 4)
+    assert result["programs"]["accumulate"]["peak_gb"] == 1
+    crowded = estimate.summarise({"apply": apply}, WORKLOAD, chip, 4, there._replace(host=chip.host_bytes))
+    assert not crowded["fits"]
+    assert "the host's memory does not hold" in estimate.advise(crowded, WORKLOAD)[0]
 
 
 def test_depths_continue_a_line() -> None:
@@ -297,6 +315,23 @@ def test_the_operations_that_are_compiled_are_those_by_hand(mixture: dict[str, p
     scores = layers * 10 * (2 * 128 * 128 * head_size * heads) * 11
     head = 2 * ROW * 384 / 512 * DIM * VOCAB * 3
     assert program.flops == pytest.approx(blocks + padding + scores + head, rel=1e-3)
+
+
+def test_an_optimizer_step_with_its_moments_on_the_host_takes_less_hbm() -> None:
+    pytest.importorskip("libtpu", reason="the extra `tpu` is not installed")
+    steps = {}
+    for memory in ("device", "host"):
+        config = mixture_config()
+        config.update.moments = memory
+        compiled, _ = programs.compile_config(config, "v5e:2x2", ("apply",), lambda text: None)
+        mesh = make_mesh(config.mesh, programs.topology_devices("v5e:2x2"))
+        steps[memory] = compiled["apply"], programs.state_bytes(config, mesh)
+    (near, there), (far, away) = steps["device"], steps["host"]
+    assert (near.moved, there.host, away.optimizer) == (0, 0, 0) and away.host == there.optimizer == 2 * there.params
+    assert far.moved == pytest.approx(2 * away.host, rel=0.01)  # there and back
+    layer = 4 * EXPERTS * 3 * DIM * HIDDEN // 4  # bytes of its experts on one of four chips: two moments, old and new
+    assert near.needed - far.needed == pytest.approx(away.host - 4 * layer, rel=0.1)
+    assert far.needed < near.needed - away.host / 4
 
 
 def test_decoding_moves_no_pages_between_shards_of_heads() -> None:

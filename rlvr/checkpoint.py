@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
-from rlvr import adaptation, errors, partition
+from rlvr import adaptation, errors, memory, partition
 from rlvr.adaptation import Adaptation
 from rlvr.learner.state import TrainState
 from rlvr.policy import lora
@@ -117,6 +117,7 @@ class Checkpoints:
             copies: trees shaped like the trained parameters; names are of `COPIES`.
         """
         self.wait()
+        memory.trim()  # of the copies of the save before: their pieces would be left lying between what lives on
         if step in self._manager.all_steps():
             return
         found = {"rollout": rollout, "critic": state.critic}

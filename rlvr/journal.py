@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rlvr import memory
 from rlvr.timing import Laps
 from rlvr.writers import MetricsWriter
 
@@ -61,11 +62,13 @@ class Journal:
             self.write(step, self.read())
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes the line of a step, with the seconds of its parts."""
+        """Writes the line of a step, with the seconds of its parts and the memory that the process holds."""
         self.end("other")
-        times = self._laps.take()
+        own: dict[str, Any] = self._laps.take()
+        if (held := memory.resident_gb()) is not None:
+            own["memory/host_gb"] = held
         if self._writer:
-            self._writer.write(step, {**metrics, **times, "wall_s": self.wall_s})
+            self._writer.write(step, {**metrics, **own, "wall_s": self.wall_s})
 
     def write_samples(self, step: int, rows: Callable[[], list[dict[str, Any]]]) -> None:
         """Writes rows of samples, which are made only where they are written."""

@@ -40,8 +40,8 @@ CONFIG = "tests/configs/tiny.py"
 SUMS = ROOT / "tests" / "configs" / "sums"
 WARM_STEPS, STEPS = 4, 6
 
-# What differs between two runs of one config: how long things took.
-_TIMES = re.compile(r"time/|wall_s$|rollout/tokens_per_s$|verify/seconds_max$")
+# What differs between two runs of one config: how long things took, and the process's memory.
+_TIMES = re.compile(r"time/|memory/|wall_s$|rollout/tokens_per_s$|verify/seconds_max$")
 
 
 def make_config(*, moe: bool = True) -> ExperimentConfig:

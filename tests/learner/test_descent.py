@@ -1,5 +1,6 @@
 """The optimizer's step in parts: optax's own step of the whole, wherever the moments rest."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +107,20 @@ def test_moments_on_the_host_change_no_bit(descend: Callable[[str], tuple[Any, A
     for have, want in zip(jax.tree.leaves(far[1]), jax.tree.leaves(expected.opt_state), strict=True):
         assert have.sharding.is_equivalent_to(want.sharding, have.ndim)
         assert have.sharding.memory_kind == want.sharding.memory_kind
+
+
+def test_lanes_side_by_side_under_one_jit_take_their_own_steps() -> None:
+    def step(limit: Any, params: Any, own: Any) -> Any:
+        optimizer = make_optimizer(dataclasses.replace(CONFIG, max_grad_norm=limit), 10)
+        return make_descent(optimizer)(params, optimizer.init(params), own, take_survey(own))
+
+    limits, params, own = jnp.array([0.5, 1e9, 2.0]), [draw(seed) for seed in (0, 1, 2)], gradients()[:3]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *zip(params, own, strict=True))
+    lanes = jax.jit(jax.vmap(step))(limits, *stacked)
+    assert list(lanes[1].last_finite) == [True, True, False]
+    for lane, given in enumerate(zip(limits, params, own, strict=True)):
+        alone = jax.jit(step)(*given)
+        jax.tree.map(lambda a, b, i=lane: np.testing.assert_allclose(a[i], b, rtol=1e-6, atol=1e-8), lanes, alone)
 
 
 def test_parts_are_what_they_were_taken_from() -> None:

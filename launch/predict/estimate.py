@@ -18,14 +18,15 @@ HOST_SHARE = 0.5
 def program_times(program: Compiled, chip: Chip) -> dict[str, float]:
     """Returns seconds of one run of a program.
 
-    `compiler` is the estimated cycles, and kernels for which there is no estimate: grouped products at peak, attention
-    at the share of it that its schedules reach, and its reading of the cache at full rate; `compute`, `hbm` and
-    `links` are the roofline: operations at peak, bytes of products and bytes that arrive over all links at full rate.
-    `host` is the moving to and from the host's memory, as if nothing ran beside it. `step` takes exchanges as hidden
-    behind the rest, or the rest behind them: the larger of the two, and `host`.
+    `compiler` is the estimated cycles, and what has no estimate: gathers at the full rate of HBM, grouped products at
+    peak, attention at the share of it that its schedules reach, and its reading of the cache at full rate; `compute`,
+    `hbm` and `links` are the roofline: operations at peak, bytes of products and bytes that arrive over all links at
+    full rate. `host` is the moving to and from the host's memory, as if nothing ran beside it. `step` takes exchanges
+    as hidden behind the rest, or the rest behind them: the larger of the two, and `host`.
     """
     compiler = program.cycles / chip.clock + program.kernel_flops / chip.flops
     compiler += program.attention_flops / (chip.flops * chip.attention) + program.attention_bytes / chip.hbm_rate
+    compiler += program.gather_bytes / chip.hbm_rate
     links, host = sum(program.collectives.values()) / chip.link_rate, program.moved / HOST_RATE
     return {
         "compiler": compiler,
@@ -108,6 +109,7 @@ def _places(program: Compiled, chip: Chip) -> dict[str, float]:
         "attention's kernels": program.attention_flops / (chip.flops * chip.attention)
         + program.attention_bytes / chip.hbm_rate,
     }
+    kernels["gathers"] = program.gather_bytes / chip.hbm_rate
     estimated = {place: cycles / chip.clock for place, cycles in program.places.items()}
     return {place: seconds for place, seconds in (estimated | kernels).items() if seconds}
 

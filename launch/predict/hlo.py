@@ -68,6 +68,7 @@ class Program:
         attention_flops, attention_bytes: of the kernels of attention, for which it estimates none either: products of
             packed rows (also in `flops`), and what of the cache is read.
         hbm_bytes: that products read and write, on-chip memory left out.
+        gather_bytes: that gathers read and write, for which it estimates no cycles either.
         collectives: all of them.
         by_place: cycles by the part of the program that they are spent in.
         unknown: loops that were counted once for want of knowledge.
@@ -79,6 +80,7 @@ class Program:
     attention_flops: float = 0.0
     attention_bytes: float = 0.0
     hbm_bytes: float = 0.0
+    gather_bytes: float = 0.0
     collectives: list[Collective] = dataclasses.field(default_factory=list)
     by_place: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
     unknown: set[str] = dataclasses.field(default_factory=set)
@@ -181,9 +183,11 @@ def _walk(
             program.flops += work * visits * times
             program.attention_flops += work * visits * times
             program.attention_bytes += read * visits * times
-        elif op.kind.removesuffix("-start") in COLLECTIVES:
+        elif (kind := op.kind.removesuffix("-start")) in COLLECTIVES:
             # A collective that runs beside other work stands in each of the fusions that it goes through.
-            key = (re.search(r"channel_id=(\d+)", op.text) or [None, op.name])[1]
+            # Those of ragged slices all have the same channel.
+            channel = None if kind == "ragged-all-to-all" else re.search(r"channel_id=(\d+)", op.text)
+            key = channel[1] if channel else op.name
             if key not in seen:
                 seen.add(str(key))
                 program.collectives.append(read_collective(op, shapes, name)._replace(times=times))
@@ -196,9 +200,16 @@ def _walk(
                 count = 1.0
             _walk(computations, body, times * count, trips, program, seen, inside=inside)
         else:
+            if op.kind == "fusion" and not op.cycles and not inside and gathers(computations[op.calls[0]]):
+                program.gather_bytes += 2.0 * sum(shape_bytes(shape) for shape in op.shapes) * times
             for called in op.calls:
                 fused = inside or op.kind in ("fusion", "custom-call")
                 _walk(computations, called, times, trips, program, seen, inside=fused)
+
+
+def gathers(ops: list[Op]) -> bool:
+    """Returns whether a fusion is a gather."""
+    return any(op.kind == "gather" for op in ops)
 
 
 def constant_bound(condition: list[Op]) -> float | None:

@@ -35,7 +35,8 @@ class Compiled(NamedTuple):
         arguments, outputs, temporary, shared: bytes; `shared` are outputs in the place of arguments.
         needed: bytes of HBM in use while it runs, what other programs keep there left out.
         moved: bytes between the chip and its host's memory.
-        cycles, flops, kernel_flops, attention_flops, attention_bytes, hbm_bytes: see `launch.predict.hlo.Program`.
+        cycles, flops, kernel_flops, attention_flops, attention_bytes, hbm_bytes, gather_bytes: see
+            `launch.predict.hlo.Program`.
         collectives: bytes that arrive at a chip, by kind.
         places: cycles by part.
         unknown: loops counted once.
@@ -55,6 +56,7 @@ class Compiled(NamedTuple):
     attention_flops: float
     attention_bytes: float
     hbm_bytes: float
+    gather_bytes: float
     collectives: dict[str, float]
     places: dict[str, float]
     unknown: tuple[str, ...]
@@ -202,6 +204,7 @@ def compile_program(name: str, lowered: Any, workload: Workload) -> Compiled:
         attention_flops=program.attention_flops,
         attention_bytes=program.attention_bytes,
         hbm_bytes=program.hbm_bytes,
+        gather_bytes=program.gather_bytes,
         collectives=program.collective_bytes(),
         places=dict(program.by_place),
         unknown=tuple(sorted(program.unknown)),

@@ -16,8 +16,9 @@ from launch.predict.hlo import Trips
 from rlvr import partition
 from rlvr.config import ExperimentConfig
 from rlvr.learner.packing import row_length
+from rlvr.policy.blocks import block_size
 from rlvr.policy.packed import BLOCK
-from rlvr.policy.ragged import BLOCK as EXPERT_BLOCK
+from rlvr.policy.sorting import PIECE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Workload:
             if re.search(r"/ragged_paged_attention_kernel[\w.]*$", path):
                 return self._pages(path)
             if "/moe/" in path:
-                return self._expert_blocks(program)
+                return self._expert_trips(path, program)
             if path.endswith("attention/while"):
                 return self._pages(path) if program == "decode" else self._pairs(path, program)
             if program == "decode" and path.endswith("jit(decode)/while"):
@@ -144,14 +145,29 @@ class Workload:
         at, window = self.prompt + self.completion / 2, self._window(path)
         return math.ceil((min(at, window) if window else at) / self.config.engine.page_tokens)
 
-    def _expert_blocks(self, program: str) -> float:
-        """Returns the blocks of rows of one expert, all evenly loaded; half a block is padding."""
-        policy, engine = self.config.policy, self.config.engine
-        tokens = {"accumulate": self.micro_rows * self.row, "decode": engine.slots}.get(
+    def _expert_trips(self, path: str, program: str) -> float | None:
+        """Returns how often the loops of a mixture layer run when all experts are evenly loaded."""
+        policy, engine, axis = self.config.policy, self.config.engine, self.experts_axis
+        held = {"accumulate": self.micro_rows * self.row, "decode": engine.slots}.get(
             program, engine.prefill_rows * self.prompt
-        )
-        rows = tokens / self.shards * policy.experts_per_token
-        return rows / (policy.experts / self.experts_axis) / EXPERT_BLOCK + 0.5
+        ) / self.shards  # tokens of a shard
+        k, tokens = policy.experts_per_token, held * axis
+        loop = re.search(r"(\w+)/while$", path)
+        if loop is None:
+            return None
+        if loop[1] == "rounds":
+            return 1.0
+        if loop[1] == "blocks":
+            rows = tokens * k
+            return rows / policy.experts / block_size(int(rows), policy.experts, "tpu") + 0.5  # half a block is padding
+        if loop[1] == "ranks" and axis == 1:
+            return float(k)  # all of a token's experts are here
+        if loop[1] == "ranks" and "rounds/" not in path:
+            return float(min(k, axis))  # what a token gets back: sums of all shards
+        if loop[1] == "ranks":
+            # Tokens stand by source and by how many rows they have: where these change half a piece is run in vain.
+            return min(k / axis + k / 2 * min(PIECE, tokens) / held, k)
+        return None
 
 
 def make_workload(config: ExperimentConfig, mesh: Mesh) -> Workload:

@@ -18,7 +18,7 @@ from rlvr.policy.config import PolicyConfig
 from rlvr.policy.experts import Experts, project
 from rlvr.policy.mlp import gated
 from rlvr.policy.ragged import ragged_product
-from rlvr.policy.sorting import Order, combine_rows, sort_by, take_rows
+from rlvr.policy.sorting import Order, fit, permute, sort_by, sum_rows, take_rows, vary_alike
 
 
 def dense_experts(
@@ -44,15 +44,18 @@ def dense_experts(
     return jnp.einsum("END,NE->ND", out, weight.astype(x.dtype))
 
 
-def ragged_rows(x: jax.Array, order: Order, weights: Experts, k: int, config: PolicyConfig) -> jax.Array:
-    """The experts on sorted rows, by `jax.lax.ragged_dot`.
+def ragged_rows(
+    x: jax.Array, order: Order, gates: jax.Array, weights: Experts, k: int, config: PolicyConfig
+) -> jax.Array:
+    """The experts on sorted rows, by `jax.lax.ragged_dot`: all that there can be, filled or not.
 
     Args (of all forms of sorted rows):
         x: [N, D] tokens.
         order: their assignments to the experts of `weights`.
+        gates: [N, k] of the assignments.
 
     Returns:
-        [R, D] a row for each sorted assignment; whatever stands past the groups must not be used.
+        [N, D]: for each token the sum of its rows, weighted with their gates.
     """
     experts = weights.gate.weight.shape[0]
     count = x.shape[0] * min(k, experts)  # a token's experts are distinct: no more rows can be local
@@ -67,11 +70,14 @@ def ragged_rows(x: jax.Array, order: Order, weights: Experts, k: int, config: Po
         spread=lambda bias: jnp.where((rows < ends[-1])[:, None], bias[expert], 0),
     )
     taken = take_rows(x, order, k, count)
-    return apply(gated(config, apply(taken, weights.gate), apply(taken, weights.up)), weights.down)
+    out = apply(gated(config, apply(taken, weights.gate), apply(taken, weights.up)), weights.down)
+    gate = fit(permute(*vary_alike(gates.reshape(-1), order.order, order.inverse)), count)
+    # Masked before the product: the gradient by the gates would meet what the kernels left.
+    return sum_rows(jnp.where((rows < ends[-1])[:, None], out, 0) * gate[:, None].astype(out.dtype), order, k)
 
 
 def sorted_experts(
-    form: Callable[[jax.Array, Order, Experts, int, PolicyConfig], jax.Array],
+    form: Callable[[jax.Array, Order, jax.Array, Experts, int, PolicyConfig], jax.Array],
     x: jax.Array,
     choices: jax.Array,
     gates: jax.Array,
@@ -82,7 +88,20 @@ def sorted_experts(
     """Sorts the assignments by expert and gives them to a form of sorted rows. See `dense_experts`."""
     k = choices.shape[1]
     order = sort_by(choices.reshape(-1) - first, weights.gate.weight.shape[0])
-    return combine_rows(form(x, order, weights, k, config), order, gates, k)
+    return form(x, order, gates, weights, k, config)
+
+
+# Rows of an expert, evenly spread, from which on blocks are worth their turns.
+BUSY = 256
+
+
+def experts_by_load(
+    x: jax.Array, choices: jax.Array, gates: jax.Array, weights: Experts, first: jax.Array, config: PolicyConfig
+) -> jax.Array:
+    """Blocks where experts have many rows, else ragged products: in decoding what counts is that each expert's matrices
+    are read, and no loop does that as fast. See `dense_experts`."""
+    form = "blocked" if choices.size >= BUSY * config.experts else "ragged"
+    return BACKENDS[form](x, choices, gates, weights, first, config)
 
 
 BACKENDS: dict[str, Callable[..., jax.Array]] = {
@@ -93,7 +112,9 @@ BACKENDS: dict[str, Callable[..., jax.Array]] = {
 
 
 def backend(name: str) -> Callable[..., jax.Array]:
-    """Returns the form of a name; "auto" is blocks on CPU and ragged products elsewhere."""
+    """Returns the form of a name; "auto": blocks on CPU, on TPU by load, and on GPU, whose loops ask the host at each
+    turn, ragged products."""
     if name == "auto":
-        name = "blocked" if partition.platform() == "cpu" else "ragged"
+        on = partition.platform()
+        return experts_by_load if on == "tpu" else BACKENDS["blocked" if on == "cpu" else "ragged"]
     return BACKENDS[name]

@@ -48,6 +48,89 @@ def fit(x: jax.Array, count: int) -> jax.Array:
     return x[:count] if count <= x.size else jnp.pad(x, (0, count - x.size))
 
 
+class Ranks(NamedTuple):
+    """Where the rows of each token stand, as lists: its r-th row, in the order in which they are sorted.
+
+    Tokens come in pieces of `PIECE`, filled up with tokens of no rows.
+
+    Attributes:
+        places: [k * pieces * PIECE] where the r-th row of each token stands, `NOWHERE` past its last; then the next r.
+        gates: of these rows, shaped alike, or None.
+        depths: [pieces] int32 how many rows the token with most has in each piece.
+    """
+
+    places: jax.Array
+    gates: jax.Array | None
+    depths: jax.Array
+
+
+PIECE = 1024
+NOWHERE = np.iinfo(np.int32).max
+
+
+def rank_rows(order: Order, k: int, gates: jax.Array | None = None) -> Ranks:
+    """Lists each token's rows; gates [N, k] of the choices, in their order."""
+    places = order.inverse.reshape(-1, k).astype(jnp.int32)
+    mine = places < jnp.sum(order.sizes)
+    rank = jnp.sum(mine[:, None, :] & (places[:, None, :] < places[:, :, None]), axis=-1)
+    at = (rank[:, :, None] == jnp.arange(k)[None, None, :]) & mine[:, :, None]  # [N, choice, rank]
+    tokens = places.shape[0]
+    piece = min(PIECE, tokens)
+    missing = -tokens % piece
+
+    def pick(x: jax.Array, none: int) -> jax.Array:
+        kept = jnp.sum(jnp.where(at, x[:, :, None], 0), axis=1)
+        there = jnp.any(at, axis=1)
+        return jnp.pad(jnp.where(there, kept, none).T, ((0, 0), (0, missing)), constant_values=none).reshape(-1)
+
+    counts = jnp.pad(jnp.sum(mine, axis=-1, dtype=jnp.int32), (0, missing))
+    depths = jnp.max(counts.reshape(-1, piece), axis=-1)
+    return Ranks(pick(places, NOWHERE), None if gates is None else pick(gates, 0), depths)
+
+
+def add_rows(
+    out: jax.Array, rows: jax.Array, ranks: Ranks, low: jax.Array | int = 0, high: jax.Array | int = NOWHERE
+) -> jax.Array:
+    """Returns out [pieces * PIECE, D] with the rows of each token added, weighted with their gates, one by one in the
+    order in which they are sorted, so that rows may come in several calls. The first, with low = 0, does not read out.
+
+    Args:
+        rows: [M, D] those that stand at `low` and after it; of those at `high` and after it none is used.
+    """
+    tokens, pieces = out.shape[0], ranks.depths.size
+    size = tokens // pieces
+    index = jnp.clip(ranks.places - low, 0, rows.shape[0] - 1)
+    mine = (ranks.places >= low) & (ranks.places < high)
+    gates = None if ranks.gates is None else ranks.gates.astype(rows.dtype)
+
+    def piece(p: jax.Array | int, out: jax.Array) -> jax.Array:
+        def add(r: jax.Array | int, total: jax.Array) -> jax.Array:
+            at = r * tokens + p * size
+            row = gather(rows, jax.lax.dynamic_slice_in_dim(index, at, size))
+            if gates is not None:
+                row *= jax.lax.dynamic_slice_in_dim(gates, at, size)[:, None]
+            return total + jnp.where(jax.lax.dynamic_slice_in_dim(mine, at, size)[:, None], row, 0)
+
+        total = jnp.where(low == 0, 0, jax.lax.dynamic_slice_in_dim(out, p * size, size))
+        if pieces == 1:  # few tokens, as in decoding: turns of a loop would cost more than they do
+            return functools.reduce(lambda total, r: add(r, total), range(ranks.places.size // tokens), total)
+        with jax.named_scope("ranks"):
+            total = jax.lax.fori_loop(0, ranks.depths[p], add, total)
+        return jax.lax.dynamic_update_slice_in_dim(out, total, p * size, axis=0)
+
+    if pieces == 1:
+        return piece(0, out)
+    with jax.named_scope("pieces"):
+        return jax.lax.fori_loop(0, pieces, piece, out)
+
+
+def sum_ranked(rows: jax.Array, order: Order, k: int) -> jax.Array:
+    """`sum_rows` without a rule for its gradient."""
+    ranks = rank_rows(order, k)
+    out = add_rows(blank((ranks.places.size // k, rows.shape[1]), rows), rows, ranks)
+    return out[: order.inverse.size // k]
+
+
 def take_rows(x: jax.Array, order: Order, k: int, count: int) -> jax.Array:
     """Returns [count, D] the tokens x [N, D] as `order` arranges them; those past its groups are any tokens.
 
@@ -66,57 +149,42 @@ def _take_forward(x: jax.Array, order: Order, k: int, count: int) -> tuple[jax.A
 
 
 def _take_backward(k: int, count: int, order: Order, gradient: jax.Array) -> tuple[Any, ...]:
-    return sum_rows(gradient, order, None, k), no_gradient(order)
+    return sum_ranked(gradient, order, k), no_gradient(order)
 
 
 _take.defvjp(_take_forward, _take_backward)
 
 
-def combine_rows(rows: jax.Array, order: Order, gates: jax.Array, k: int) -> jax.Array:
-    """Returns [N, D] each token's sorted rows [R, D], weighted with gates [N, k] and summed; no row of no group."""
-    return _combine(*vary_alike(rows, order, gates), k)
+def sum_rows(rows: jax.Array, order: Order, k: int) -> jax.Array:
+    """Returns [N, D] the sum of each token's sorted rows [R, D]; none of those that belong to no group, whose gradient
+    is anything."""
+    return _sum(*vary_alike(rows, order), k)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _combine(rows: jax.Array, order: Order, gates: jax.Array, k: int) -> jax.Array:
-    return sum_rows(rows, order, gates, k)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _sum(rows: jax.Array, order: Order, k: int) -> jax.Array:
+    return sum_ranked(rows, order, k)
 
 
-def _combine_forward(rows: jax.Array, order: Order, gates: jax.Array, k: int) -> tuple[jax.Array, Any]:
-    return sum_rows(rows, order, gates, k), (rows, order, gates)
+def _sum_forward(rows: jax.Array, order: Order, k: int) -> tuple[jax.Array, Any]:
+    return sum_ranked(rows, order, k), (order, rows.shape[0])
 
 
-def _combine_backward(k: int, saved: Any, gradient: jax.Array) -> tuple[Any, ...]:
-    rows, order, gates = saved
-    count = rows.shape[0]
-    gate = fit(gates.reshape(-1)[order.order], count).astype(rows.dtype)
-    mine = jnp.arange(count) < jnp.sum(order.sizes)
-    by_rows = jnp.where(mine[:, None], gather(gradient, row_tokens(order, k, count)) * gate[:, None], 0)
-    products = [jnp.sum(row * gradient, axis=-1, dtype=jnp.float32) for row in _own_rows(rows, order, k)]
-    return by_rows, no_gradient(order), jnp.stack(products, axis=-1).astype(gates.dtype)
+def _sum_backward(k: int, saved: Any, gradient: jax.Array) -> tuple[Any, ...]:
+    order, count = saved
+    return gather(gradient, row_tokens(order, k, count)), no_gradient(order)
 
 
-_combine.defvjp(_combine_forward, _combine_backward)
+_sum.defvjp(_sum_forward, _sum_backward)
 
 
-def sum_rows(rows: jax.Array, order: Order, gates: jax.Array | None, k: int) -> jax.Array:
-    """`combine_rows` without a rule for its gradient; gates None are ones."""
-    out = None
-    for j, row in enumerate(_own_rows(rows, order, k)):
-        weighted = row if gates is None else row * gates[:, j, None].astype(row.dtype)
-        out = weighted if out is None else out + weighted
-    assert out is not None
-    return out
+def blank(shape: tuple[int, ...], like: jax.Array, dtype: Any = None) -> jax.Array:
+    """Returns an array of the type of `like`, or another, that is written before it is read: it may hold anything."""
+    return vary_alike(_allocate(shape, dtype or like.dtype), like)[0]
 
 
-def _own_rows(rows: jax.Array, order: Order, k: int) -> list[jax.Array]:
-    """Returns k arrays [N, D]: each token's j-th row, zero where it belongs to no group, whatever stands there."""
-    total = jnp.sum(order.sizes)
-    places = order.inverse.reshape(-1, k)
-    return [
-        jnp.where((places[:, j] < total)[:, None], gather(rows, jnp.minimum(places[:, j], rows.shape[0] - 1)), 0)
-        for j in range(k)
-    ]
+def _allocate(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jax.lax.empty(shape, dtype)
 
 
 @jax.custom_vjp

@@ -138,6 +138,45 @@ def test_kernels_of_attention_count_by_what_they_visit() -> None:
     assert times["compiler"] == pytest.approx(1 / chip.attention + 1) and times["hbm"] == 1
 
 
+GATHERS = """\
+%rows (x: bf16[64,32], i: s32[16]) -> bf16[16,32] {
+  %x = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %i = s32[16]{0:T(128)} parameter(1)
+  ROOT %g = bf16[16,32]{1,0:T(8,128)(2,1)} gather(%x, %i), offset_dims={1}
+}
+
+ENTRY %main (x: bf16[64,32], i: s32[16]) -> bf16[16,32] {
+  %x = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %i = s32[16]{0:T(128)} parameter(1)
+  %sent = bf16[16,32]{1,0} ragged-all-to-all(%x, %x, %i, %i, %i, %i), channel_id=1, replica_groups={{0,1}}
+  %back = bf16[16,32]{1,0} ragged-all-to-all(%x, %x, %i, %i, %i, %i), channel_id=1, replica_groups={{0,1}}
+  ROOT %rows.1 = bf16[16,32]{1,0:T(8,128)(2,1)} fusion(%x, %i), kind=kCustom, calls=%rows
+}
+"""
+
+
+def test_gathers_count_by_their_bytes_and_each_ragged_exchange_counts() -> None:
+    program = hlo.analyse(GATHERS, lambda path: None)
+    assert program.cycles == 0 and program.gather_bytes == 2 * 16 * 32 * 2
+    assert program.collective_bytes() == {"ragged-all-to-all": 2 * (16 * 32 * 2) / 2}
+    chip = chips.CHIPS["v5p"]
+    assert estimate.program_times(example(gather_bytes=3 * chip.hbm_rate), chip)["compiler"] == 3
+
+
+def test_loops_of_experts_run_as_often_as_an_even_load_fills_them() -> None:
+    policy = PolicyConfig(dim=64, experts=32, experts_per_token=4, moe_layers=(0, 1), layers=2)
+    config = dataclasses.replace(WORKLOAD.config, policy=policy, update=UpdateConfig(row_tokens=4096, micro_tokens=1))
+    trips = dataclasses.replace(WORKLOAD, config=config, experts_axis=2).trips("accumulate")
+    at = "jit(f)/layer_0/moe/shard_map/"
+    assert trips(at + "rounds/while") == 1
+    # 4,096 tokens a shard, of two shards, give each of 32 experts 1,024 rows: two blocks of 512 and half a one.
+    assert trips(at + "rounds/while/body/groups/while/body/blocks/while") == 2.5
+    # Two rows a token, and half a piece of 1,024 for each of the four numbers that a token can have.
+    assert trips(at + "rounds/while/body/pieces/while/body/ranks/while") == 2 + 4 * 0.5 * 1024 / 4096
+    assert trips(at + "pieces/while/body/ranks/while") == 2  # a sum from each shard
+    assert trips(at + "other/while") is None
+
+
 def test_the_kernels_of_attention_are_known_by_name() -> None:
     at = "jit(f)/layer_0/attention/shard_map/"
     assert WORKLOAD.trips("accumulate")(at + "forward_kernel/forward_kernel.7") == 2 * 3  # two sequences of two blocks
@@ -306,15 +345,15 @@ def test_the_operations_that_are_compiled_are_those_by_hand(mixture: dict[str, p
     assert not program.unknown
     layers, heads, kv_heads, head_size, k = 2, 4, 2, 64, 2
     attention = DIM * head_size * 2 * (heads + kv_heads)
-    experts = 3 * DIM * HIDDEN * k
     # Forward, again for the backward pass, and twice backward.
-    blocks = 2 * ROW * layers * (attention + DIM * EXPERTS + experts) * 4
-    # The gradient by an expert's matrices runs over blocks of 512 rows; an even share is 256, so half is padding.
-    padding = 2 * ROW * layers * experts
+    blocks = 2 * ROW * layers * (attention + DIM * EXPERTS) * 4
+    # Three products forward, two of them again, and six backward, over blocks of 128 rows; an even share is 256, and
+    # half a block more is padding.
+    experts = 2 * ROW * layers * DIM * HIDDEN * k * (3 + 2 + 6) * (256 + 64) / 256
     # Ten pairs of blocks of 128; two products forward, and again, and seven backward, in two kernels.
     scores = layers * 10 * (2 * 128 * 128 * head_size * heads) * 11
     head = 2 * ROW * 384 / 512 * DIM * VOCAB * 3
-    assert program.flops == pytest.approx(blocks + padding + scores + head, rel=1e-3)
+    assert program.flops == pytest.approx(blocks + experts + scores + head, rel=1e-3)
 
 
 def test_an_optimizer_step_with_its_moments_on_the_host_takes_less_hbm() -> None:

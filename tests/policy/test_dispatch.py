@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rlvr.errors import ConfigError
 from rlvr.mesh import AXES, MeshConfig, make_mesh
 from rlvr.policy.config import PolicyConfig
-from rlvr.policy.dispatch import dispatch
+from rlvr.policy.dispatch import arrange_arrivals, dispatch
 from rlvr.policy.experts import Experts, Projection
 
 B, T, D, F, E, K, R = 8, 5, 12, 20, 8, 3, 2
@@ -123,6 +123,11 @@ def test_an_exchange_is_the_oracle_in_value_and_gradient(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
 
 
+def test_tokens_arrive_by_shard_and_those_with_most_rows_first() -> None:
+    chosen = jnp.array([0, 1, 3, 1, 2, 0, 3, 3])  # of two shards' four tokens each
+    np.testing.assert_array_equal(arrange_arrivals(chosen, 4, 3), [2, 1, 3, 6, 7, 4, 0, 5])
+
+
 def test_the_exchange_follows_the_platform() -> None:
     x, choices, gates, weights, _ = inputs("random")
     with jax.set_mesh(make_mesh(MESHES["expert"])):
@@ -142,6 +147,7 @@ def test_tpu_programs_exchange_tokens_raggedly(topology: str, monkeypatch: pytes
     from jax.experimental import topologies
 
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it holds no chip
     devices = topologies.get_topology_desc(topology, platform="tpu").devices
     mesh = jax.make_mesh((1, 1, len(devices), 1), AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
     dim, hidden, tokens = 256, 128, 64

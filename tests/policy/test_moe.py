@@ -1,13 +1,15 @@
 """The three forms of the experts against a loop over tokens."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 
-from rlvr.policy import ragged
-from rlvr.policy.backends import BACKENDS
+from rlvr.policy import backends, blocks, ragged, sorting
+from rlvr.policy.backends import BACKENDS, BUSY
 from rlvr.policy.blocks import block_size
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.experts import Experts, Projection
@@ -37,6 +39,7 @@ def all_to_one() -> np.ndarray:
 
 
 ROUTINGS = {"random": distinct_choices(1), "all_to_one": all_to_one()}
+NOWHERE = np.tile(np.int32([0, 7]), (N, 1))  # no token goes to the experts of "some" below
 # Which experts are here, as on a shard of the expert axis: the assignments of the others must count for nothing.
 SHARDS = {"all": (0, E), "some": (3, 3), "last": (7, 1)}
 
@@ -55,7 +58,7 @@ def loop(choices: np.ndarray, first: int, count: int) -> np.ndarray:
 def test_the_crafted_routing_is_what_it_says() -> None:
     counts = np.bincount(ROUTINGS["all_to_one"].ravel(), minlength=E)
     assert counts[5] == N and counts[0] == counts[3] == counts[7] == 0 and counts.sum() == N * TOP
-    assert N > 4 * block_size(N * TOP, E)  # several blocks of one expert
+    assert N > 4 * block_size(N * TOP, E, "cpu")  # several blocks of one expert
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
@@ -80,6 +83,77 @@ def test_backends_agree_with_a_loop_in_value_and_with_each_other_in_gradient(rou
     for name, (_, _, by_weight) in gradients.items():
         for w in jax.tree.leaves(by_weight):
             assert np.all(np.asarray(w)[unused] == 0.0), name
+
+
+def make_pull(choices: np.ndarray, first: int) -> Any:
+    """Returns what gives the blocked form's value and gradients on the shard of experts from `first`."""
+
+    def run(x: jax.Array, gates: jax.Array, weights: Experts) -> tuple[jax.Array, jax.Array]:
+        out = BACKENDS["blocked"](x, jnp.asarray(choices), gates, weights, jnp.int32(first), CONFIG)
+        return jnp.sum(out * COTANGENT), out
+
+    return jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2), has_aux=True))
+
+
+def some_experts() -> tuple[int, Experts]:
+    """Experts with everything: biases, adapters."""
+    (first, count), draw = SHARDS["some"], np.random.default_rng(6).normal
+    made = [
+        (p.weight[first : first + count], *(jnp.asarray(draw(size=(count, *s)), jnp.float32) for s in shapes))
+        for p, i, o in zip(WEIGHTS, (D, D, F), (F, F, D), strict=True)
+        for shapes in [((o,), (i, 2), (2, o))]
+    ]
+    return first, Experts(*(Projection(*p) for p in made))
+
+
+@pytest.mark.parametrize("choices", [*ROUTINGS.values(), NOWHERE])
+def test_rounds_and_what_an_allocation_holds_do_not_show(choices: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, weights = some_experts()
+    filled = int(np.isin(choices, np.arange(first, first + 3)).sum())
+    monkeypatch.setattr(sorting, "_allocate", lambda shape, dtype: jnp.full(shape, jnp.nan, dtype))
+    monkeypatch.setattr(sorting, "PIECE", 16)
+    results = []
+    for spare in (8.0, 0.3):
+        monkeypatch.setattr(blocks, "SPARE", spare)
+        (_, out), gradients = make_pull(choices, first)(jnp.asarray(X), jnp.asarray(GATES), weights)
+        results.append((out, gradients[0], gradients[1:]))
+    assert filled == 0 or filled > 2 * blocks.round_up(int(0.3 * N * TOP * 3 / E), block_size(N * TOP, E, "cpu"))
+    one, many = results
+    assert all(np.all(np.isfinite(a)) for a in jax.tree.leaves(results))
+    jax.tree.map(np.testing.assert_array_equal, many[:2], one[:2])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), many[2], one[2])
+
+
+def test_gradients_of_blocks_are_differences_of_their_values() -> None:
+    with jax.enable_x64(True):
+        first, weights = some_experts()
+        at = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64) * 0.5, (X, GATES, weights))
+        rng = np.random.default_rng(7)
+        step = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), at)
+        run = make_pull(ROUTINGS["random"], first)
+        _, gradients = run(*at)
+
+        def value(i: int, size: float) -> float:
+            moved = list(at)
+            moved[i] = jax.tree.map(lambda a, s: a + size * s, at[i], step[i])
+            return float(run(*moved)[0][0])
+
+        for i in range(3):  # by the tokens, the gates and the experts, each alone
+            slope = sum(jax.tree.leaves(jax.tree.map(lambda g, s: float(jnp.sum(g * s)), gradients[i], step[i])))
+            assert (value(i, 1e-5) - value(i, -1e-5)) / 2e-5 == pytest.approx(slope, rel=1e-6)
+
+
+def test_ranks_list_the_rows_of_a_token_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sorting, "PIECE", 2)
+    # Three tokens, two choices: of groups 1 and 0, of none and 1, of none at all.
+    order = sorting.sort_by(jnp.array([1, 0, -1, 1, 7, -1]), 2)
+    ranks = sorting.rank_rows(order, 2, jnp.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]))
+    none = sorting.NOWHERE
+    np.testing.assert_array_equal(ranks.places.reshape(2, 4), [[0, 2, none, none], [1, none, none, none]])
+    np.testing.assert_allclose(ranks.gates.reshape(2, 4), [[0.2, 0.4, 0, 0], [0.1, 0, 0, 0]])
+    np.testing.assert_array_equal(ranks.depths, [2, 0])
+    rows = jnp.array([[1.0], [10.0], [100.0]])
+    np.testing.assert_allclose(sorting.add_rows(jnp.full((4, 1), jnp.nan), rows, ranks)[:3, 0], [1.2, 40, 0])
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
@@ -133,6 +207,15 @@ def test_the_gradient_of_the_ragged_product_is_a_loop_over_groups(
         own = slice(end - sizes[g], end)
         np.testing.assert_allclose(by_rows[own], slope[own].astype(np.float64) @ weights[g].T, atol=1e-5)
         np.testing.assert_allclose(by_weights[g], rows[own].astype(np.float64).T @ slope[own], atol=2e-4)
+
+
+def test_on_a_tpu_experts_with_few_rows_have_products_without_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends.partition, "platform", lambda: "tpu")
+    for tokens, form in ((BUSY * E // TOP, "while"), (BUSY * E // TOP - 1, "ragged_dot")):
+        x, gates = jnp.zeros((tokens, D)), jnp.zeros((tokens, TOP))
+        run = lambda *a: backends.backend("auto")(*a, WEIGHTS, jnp.int32(0), CONFIG)  # noqa: E731
+        text = str(jax.make_jaxpr(run)(x, gates.astype(jnp.int32), gates))
+        assert form in text and (form == "ragged_dot") == ("ragged_dot" in text)
 
 
 def test_the_gradient_of_a_permutation_is_its_inverse() -> None:

@@ -2,8 +2,7 @@
 
     python -m launch.compile --config=configs/pods/qwen3_30b_a3b_v5p.py --topology=v5p:4x4x4 --layers=1,2
 
-Four ways of experts, sixteen of parameters. Fewer ways of experts mean fewer rows that are there for the worst case,
-in which all tokens go to one shard (a quarter of the rows is filled here), and more of the experts on each chip.
+Four ways of experts, sixteen of parameters: a mesh along the sides of the torus, and each expert has many rows.
 """
 
 from configs.pods import shapes

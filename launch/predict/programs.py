@@ -234,7 +234,7 @@ def combine_parts(parts: Sequence[tuple[Compiled, int]], state: StateBytes) -> C
         keys = {key for part, _ in parts for key in getattr(part, name)}
         return {key: sum(getattr(part, name).get(key, 0.0) * times for part, times in parts) for key in sorted(keys)}
 
-    sums = "moved cycles flops kernel_flops attention_flops attention_bytes hbm_bytes".split()
+    sums = "moved cycles flops kernel_flops attention_flops attention_bytes hbm_bytes gather_bytes".split()
     beside = max(part.needed - part.arguments for part, _ in parts)
     return Compiled(
         seconds=sum(part.seconds for part, _ in parts),

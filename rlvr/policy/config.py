@@ -107,7 +107,7 @@ class PolicyConfig:
         embed_scale: embeddings are multiplied by it (Gemma: sqrt(D)).
         tied_head: whether the head is the embedding table.
         dtype: type of the activations; parameters, router, norms and log-softmax stay float32.
-        moe_backend: "auto" (by platform), "blocked" (sorted blocks), "ragged" (`jax.lax.ragged_dot`) or
+        moe_backend: "auto" (by platform and load), "blocked" (sorted blocks), "ragged" (`jax.lax.ragged_dot`) or
             "dense" (every expert on every token: the oracle of the tests).
         moe_exchange: how tokens reach experts on other shards: "auto" (by platform), "gather" (all-gather of tokens)
             or "ragged" (`jax.lax.ragged_all_to_all`; TPU and GPU).

@@ -20,8 +20,10 @@ def rollout_metrics(collected: Collected, rewards: np.ndarray, valid: np.ndarray
 
     Accuracies and parts are means over the samples that have them: an unscorable one is none of them. The same holds
     for groups and their masked samples. rollout/tokens are all that were sampled, also in groups that were dropped.
-    accuracy/gap is lenient less strict accuracy: answers that are right and stand
-    elsewhere than they were asked for.
+    rollout/surprisal is the mean of -log p of the sampled tokens, in nats: in expectation the entropy of what they were
+    drawn from. It is over all samples, the update's rollout/entropy over the sequences it ran (without those whose
+    advantage is zero, unless another term reaches them). accuracy/gap is lenient less strict accuracy: answers that are
+    right and stand elsewhere than they were asked for.
     """
     episodes = collected.episodes
     lengths = np.array([len(e.completion.tokens) for e in episodes])
@@ -41,6 +43,7 @@ def rollout_metrics(collected: Collected, rewards: np.ndarray, valid: np.ndarray
         "rollout/tokens_mean": np.mean(lengths),
         "rollout/tokens_mean_right": np.mean(lengths[right]) if right.any() else np.nan,
         "rollout/tokens_mean_wrong": np.mean(lengths[wrong]) if wrong.any() else np.nan,
+        "rollout/surprisal": -np.mean(np.concatenate([e.completion.logprobs for e in episodes])),
         "rollout/tokens": collected.engine.tokens,
         "rollout/tokens_per_s": collected.engine.tokens / max(collected.decode_s, 1e-9),
         "rollout/occupancy": collected.engine.occupancy,

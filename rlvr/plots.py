@@ -79,7 +79,8 @@ def draw_plots(rows: Rows, eval_counts: Mapping[str, int]) -> list[str]:
             "nats per token",
             rows,
             [
-                ("rollout/entropy", "all tokens"),
+                ("rollout/surprisal", "all samples, estimated"),
+                ("rollout/entropy", "sequences learned from"),
                 ("rollout/entropy_positive", "advantage above 0"),
                 ("rollout/entropy_negative", "advantage below 0"),
             ],

@@ -18,7 +18,12 @@ ERROR = make_failure("error", "no judge")
 def collect(*verdicts):
     task = Task(0, "t", "", "", "exact")
     episodes = [
-        Episode(task, Completion(Request(i, 0, i, (1,)), np.zeros(i + 1, np.int32), np.zeros(i + 1), "stop"), "", v)
+        Episode(
+            task,
+            Completion(Request(i, 0, i, (1,)), np.zeros(i + 1, np.int32), np.full(i + 1, -float(i)), "stop"),
+            "",
+            v,
+        )
         for i, v in enumerate(verdicts)
     ]
     return Collected(episodes, 1.0, 0.0, EngineStats(tokens=6, row_steps=8))
@@ -33,6 +38,7 @@ def test_a_step():
     assert metrics["part/format"] == 0.75 and "part/strict" not in metrics
     assert (metrics["groups/all_correct"], metrics["groups/all_wrong"]) == (pytest.approx(1 / 3),) * 2
     assert (metrics["rollout/tokens_mean_right"], metrics["rollout/tokens_mean_wrong"]) == (1, 3)
+    assert metrics["rollout/surprisal"] == pytest.approx(70 / 21)  # i nats for each of the i + 1 tokens of sample i
     assert (metrics["verdict/error"], metrics["verify/masked"]) == (4, 4)
     nothing = rollout_metrics(collect(ERROR, ERROR), np.zeros(2), np.zeros(2, bool), group_size=2)
     assert "accuracy/strict" not in nothing and nothing["groups/all_wrong"] == 0

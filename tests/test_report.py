@@ -42,6 +42,7 @@ def fake_metrics(step, rng):
         "rollout/tokens_per_s": 800 + 60 * rng.normal(),
         "rollout/truncated": 0.05 * (1 - done),
         "rollout/entropy": 0.9 - 0.6 * done,
+        "rollout/surprisal": 0.8 - 0.6 * done,
         "clip/high": 0.01 * rng.random(),
         "clip/low": 0.004 * rng.random(),
         "gap/mean": 2e-7 * (1 + rng.random()),

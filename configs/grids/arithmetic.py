@@ -16,7 +16,7 @@ from rlvr.policy.config import PolicyConfig
 
 ACCURACY = Measure("eval/arithmetic/accuracy")
 REWARD = Measure("reward/mean", "mean")
-ENTROPY = Measure("rollout/entropy", "mean", 0.25)
+ENTROPY = Measure("rollout/surprisal", "mean", 0.25)
 CLIPPED = Measure("clip/high", "mean")
 
 

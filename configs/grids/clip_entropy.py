@@ -1,5 +1,7 @@
 """Clipping and entropy: upper clips, lower clips, and terms that hold the entropy up.
 
+Eight updates a rollout, so that ratios go far enough from 1 for clips to act.
+
 python -m launch.grid --grid=configs/grids/clip_entropy.py --workdir=runs/clip_entropy --one_program
 """
 
@@ -8,7 +10,7 @@ from rlvr.config import ExperimentConfig
 from rlvr.grid.measures import Measure
 from rlvr.grid.spec import Grid, Hypothesis, Point
 
-ENTROPY = Measure("rollout/entropy", "mean", 0.25)
+ENTROPY = Measure("rollout/surprisal", "mean", 0.25)
 CLIPPED = Measure("clip/high", "mean")
 CLIPPED_LOW = Measure("clip/low", "mean")
 ACCURACY = Measure("eval/sums/accuracy")
@@ -17,8 +19,8 @@ REWARD = Measure("reward/mean", "mean")
 
 def get_config() -> ExperimentConfig:
     """Returns the base config: DAPO's token mean, with the symmetric clip."""
-    config = sums.get_config("clip_entropy")
-    config.objective.aggregation = "token_mean"
+    config = sums.get_config("clip_entropy", steps=60, prompts=64)
+    config.objective.aggregation, config.update.minibatches = "token_mean", 8
     return config
 
 
@@ -38,8 +40,8 @@ def get_grid() -> Grid:
             clip(0.2, 1.0, "0.2, 1"),
             clip(0.1, 0.2, "0.1, 0.2"),
             clip(0.4, 0.2, "0.4, 0.2"),
-            Point({"objective.entropy_coef": 0.003}, "bonus 0.003"),
             Point({"objective.entropy_coef": 0.01}, "bonus 0.01"),
+            Point({"objective.entropy_coef": 0.03}, "bonus 0.03"),
             Point({"objective.entropy_target": 0.3, "objective.entropy_step": 0.001}, "target 0.3"),
             Point({"objective.selection.top_entropy": 0.2}, "top fifth by entropy"),
         ],
@@ -53,9 +55,9 @@ def get_grid() -> Grid:
             Hypothesis("A wider lower clip keeps less entropy", ENTROPY, "0.4, 0.2", "below", "0.2, 0.2"),
             Hypothesis("A higher upper clip cuts fewer tokens", CLIPPED, "0.2, 0.4", "below", "0.2, 0.2"),
             Hypothesis("Clip-higher ends higher (DAPO, 2503.14476)", ACCURACY, "0.2, 0.28", "above", "0.2, 0.2"),
-            Hypothesis("An entropy bonus keeps more entropy", ENTROPY, "bonus 0.01", "above", "0.2, 0.2"),
+            Hypothesis("An entropy bonus keeps more entropy", ENTROPY, "bonus 0.03", "above", "0.2, 0.2"),
             Hypothesis(
-                "An entropy bonus costs no accuracy", ACCURACY, "bonus 0.01", "near", "0.2, 0.2", smallest_effect=0.05
+                "An entropy bonus costs no accuracy", ACCURACY, "bonus 0.03", "near", "0.2, 0.2", smallest_effect=0.05
             ),
             Hypothesis(
                 "The adaptive bonus keeps more entropy (2505.22312)", ENTROPY, "target 0.3", "above", "0.2, 0.2"

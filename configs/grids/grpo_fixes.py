@@ -17,7 +17,7 @@ from rlvr.grid.spec import Grid, Hypothesis, Point, preset_point
 
 ACCURACY = Measure("eval/sums/accuracy")
 REWARD = Measure("reward/mean", "mean")
-ENTROPY = Measure("rollout/entropy", "mean", 0.25)
+ENTROPY = Measure("rollout/surprisal", "mean", 0.25)
 CLIPPED = Measure("clip/high", "mean")
 DRIFT = Measure("kl/start")
 

@@ -11,7 +11,7 @@ from rlvr.grid.spec import Grid, Hypothesis, Point
 KL = Measure("kl/start", "mean", 0.25)
 ACCURACY = Measure("eval/sums/accuracy")
 REWARD = Measure("reward/mean", "mean")
-ENTROPY = Measure("rollout/entropy", "mean", 0.25)
+ENTROPY = Measure("rollout/surprisal", "mean", 0.25)
 ESTIMATORS = ("k2", "k3", "k3+", "k3_is", "k1_in_reward", "k1_to_go")
 
 

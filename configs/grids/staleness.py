@@ -16,7 +16,7 @@ UPDATES, PROMPTS = 320, 4  # of a run, and of each update
 ACCURACY = Measure("eval/sums/accuracy")
 REWARD = Measure("reward/mean", "mean")
 GAP = Measure("gap/mean", "mean")
-ENTROPY = Measure("rollout/entropy", "mean", 0.25)
+ENTROPY = Measure("rollout/surprisal", "mean", 0.25)
 
 
 def get_config() -> ExperimentConfig:

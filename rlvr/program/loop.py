@@ -217,10 +217,17 @@ def _rows(tasks: TaskArrays, completions: jax.Array, lengths: jax.Array, **field
 
 def _mean_kl(samples: Samples, reference: jax.Array) -> jax.Array:
     """See `rlvr.metrics.mean_kl`."""
-    sampled = jnp.arange(reference.shape[1])[None, :] < samples.lengths[:, None]
-    return jnp.sum(jnp.where(sampled, k3(jnp.where(sampled, samples.logprobs - reference, 0.0)), 0.0)) / jnp.sum(
-        sampled
-    )
+    sampled = _is_sampled(samples)
+    return _mean_sampled(k3(jnp.where(sampled, samples.logprobs - reference, 0.0)), samples)
+
+
+def _is_sampled(samples: Samples) -> jax.Array:
+    return jnp.arange(samples.tokens.shape[1])[None, :] < samples.lengths[:, None]
+
+
+def _mean_sampled(values: jax.Array, samples: Samples) -> jax.Array:
+    """Returns the mean over the tokens that were sampled."""
+    return jnp.sum(jnp.where(_is_sampled(samples), values, 0.0)) / jnp.sum(samples.lengths)
 
 
 def _rollout_metrics(samples: Samples, verdicts: Verdicts, rewards: jax.Array, group: int) -> Metrics:
@@ -240,6 +247,7 @@ def _rollout_metrics(samples: Samples, verdicts: Verdicts, rewards: jax.Array, g
         "accuracy/strict": jnp.mean(right.astype(jnp.float32)),
         "rollout/tokens": jnp.sum(lengths),
         "rollout/tokens_mean": jnp.mean(lengths),
+        "rollout/surprisal": -_mean_sampled(samples.logprobs, samples),
         "rollout/tokens_mean_right": mean_where(right),
         "rollout/tokens_mean_wrong": mean_where(~right),
         "rollout/truncated": jnp.mean((~samples.stopped).astype(jnp.float32)),

@@ -1,7 +1,7 @@
 """Length under the objectives, where length does nothing: sums whose answers may stand behind any number of spaces.
 
-The demonstrations put two spaces before an answer on average, as if by tossing a coin; the budget is four times the
-mean length. Spaces change no verdict: whatever the length does comes from how an objective weighs tokens.
+The demonstrations put three spaces before every two answers on average, at random; the budget is four times the mean
+length. Spaces change no verdict: whatever the length does comes from how an objective weighs tokens.
 
     python -m launch.grid --grid=configs/grids/length_bias.py --workdir=runs/length_bias --one_program
 """
@@ -11,7 +11,7 @@ from rlvr.config import ExperimentConfig
 from rlvr.grid.measures import Measure
 from rlvr.grid.spec import Grid, Hypothesis, Point, preset_point
 
-BUDGET = 24
+BUDGET = 20
 ACCURACY = Measure("eval/sums/accuracy")
 LENGTH = Measure("rollout/tokens_mean", "mean", 0.2)
 GROWTH = Measure("rollout/tokens_mean", "slope")
@@ -22,7 +22,10 @@ REWARD = Measure("reward/mean", "mean", 0.2)
 
 def get_config() -> ExperimentConfig:
     """Returns the base config: GRPO."""
-    return sums.get_config("length_bias", steps=100, prompts=16, budget=BUDGET, padding=2.0, most_padding=20)
+    config = sums.get_config("length_bias", steps=100, budget=BUDGET, padding=1.5, most_padding=8)
+    config.optimizer.learning_rate = 3e-4
+    config.warm_start.steps = 1600  # an answer's place among the spaces is learned before the answer is
+    return config
 
 
 def get_grid() -> Grid:

@@ -74,10 +74,11 @@ class Batch:
         rate = make_schedule(warm.optimizer, warm.steps)
         state = self._warm_state(np.stack([_key_data(seed, "init") for seed in seeds]))
         rows: list[Rows] = [[] for _ in seeds]
+        width = self._table.longest_demonstration(self._stream.iter_distinct())
         for first in range(0, warm.steps, WARM_BLOCK):
             count = min(WARM_BLOCK, warm.steps - first)
             tasks = self._stream.batch(first * warm.rows, count * warm.rows)
-            given = self._table.arrays(tasks), self._table.demonstrations(tasks)
+            given = self._table.arrays(tasks), self._table.demonstrations(tasks, width)
             split = jax.tree.map(lambda x, n=count: x.reshape(n, warm.rows, *x.shape[1:]), given)
             state, metrics = self._warm_steps(state, *split)
             metrics["loss/supervised"] = metrics.pop("loss/policy")

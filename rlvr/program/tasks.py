@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,11 +55,18 @@ class TaskTable:
         prompts, lengths, ids, answers = zip(*(self._row(task) for task in tasks), strict=True)
         return TaskArrays(np.stack(prompts), np.array(lengths, np.int32), np.array(ids, np.uint32), np.stack(answers))
 
-    def demonstrations(self, tasks: Sequence[Task]) -> Demonstrations:
-        """Returns what the tasks show."""
-        found = [encode_demonstration(self._tokenizer, task)[1] for task in tasks]
-        rows = np.stack([_fill(ids.tolist(), self._widths[1], 0) for ids in found])
+    def demonstrations(self, tasks: Sequence[Task], width: int) -> Demonstrations:
+        """Returns what the tasks show, in rows of so many tokens."""
+        found = [self._show(task) for task in tasks]
+        rows = np.stack([_fill(ids.tolist(), width, 0) for ids in found])
         return Demonstrations(rows, np.array([len(ids) for ids in found], np.int32))
+
+    def longest_demonstration(self, tasks: Iterable[Task]) -> int:
+        """Returns the tokens of the longest, which may be far fewer than a completion's budget."""
+        return max(len(self._show(task)) for task in tasks)
+
+    def _show(self, task: Task) -> np.ndarray:
+        return encode_demonstration(self._tokenizer, task)[1]
 
     def _row(self, task: Task) -> tuple[np.ndarray, int, int, np.ndarray]:
         # Not by the task itself, whose payload is no part of a hash.

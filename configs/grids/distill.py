@@ -22,7 +22,7 @@ def get_grid() -> Grid:
             Point({f"distill.{field}": value for field, value in fields.items()}, name)
             for name, fields in distill.METHODS.items()
         ],
-        seeds=range(2),
+        seeds=range(3),
         baseline="grpo",
         measures=[ACCURACY, REWARD, APART],
         hypotheses=[

@@ -1,6 +1,11 @@
 """Estimators of the KL to the start, in the loss and in the reward, at one coefficient and at a tenth of it.
 
-python -m launch.grid --grid=configs/grids/kl_estimators.py --workdir=runs/kl_estimators --one_program
+    python -m launch.grid --grid=configs/grids/kl_estimators.py --workdir=runs/kl_estimators --one_program
+
+65 runs took 6 minutes of one core. Seen: at 0.3 every estimator holds the policy nearer its start (KL 0.14 to 0.19 nats
+a token instead of 0.33), k3 more than k2 (0.143 against 0.180), though its gradient is that of the other KL, and k3+,
+whose gradient is k2's, exactly as k2. At 0.03 none costs accuracy that five seeds could show; at 0.3 rewards come later
+(0.57 instead of 0.61) and k2 ends as accurate as nothing, to within 0.04.
 """
 
 from configs import sums

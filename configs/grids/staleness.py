@@ -8,9 +8,8 @@ updates, sampled one rollout ahead), and up to 0, 1, 7 or 31 at its last.
 
 105 runs took 9.4 minutes of one core. Seen (differences of the mean reward, 0.590 on policy): one update behind costs
 nothing (+0.004, -0.006 to 0.014), sixteen cost 0.028 (0.019 to 0.037) under a clip and 0.033 more (0.002 to 0.064)
-without a bound. At sixteen decoupled PPO, truncated weights and DPPO are as good as the clip to within 0.03, and M2PO is
-worse than it by 0.074 (0.014 to 0.133), against its paper: the tokens that have gone furthest, which it leaves out, are
-also those that nothing else brings back.
+without a bound. At sixteen decoupled PPO, truncated weights and DPPO are as good as the clip to within 0.03, and M2PO
+is worse than it by 0.074 (0.014 to 0.133), against its paper.
 """
 
 from configs import sums

@@ -5,6 +5,12 @@ with what the verifier then corrects. Sums of one digit, few enough to be known 
 evaluated.
 
     python -m launch.grid --grid=configs/grids/multitask.py --workdir=runs/multitask --workers=2
+
+30 runs took 51 processor minutes. Seen (the worst task's accuracy at the end, 0.61 with even shares): dynamic sampling
+0.75, Multi-Task GRPO 0.80 with the shares kept and 0.82 without, and the mean rises with it; they sample 2.6, 4.1 and
+3.8 times the tokens. Above dynamic sampling alone Multi-Task GRPO's 0.05 are undecided (-0.01 to 0.12), as are SEC's
+0.03 of the mean above even shares and what drawing by weights costs. Keeping the shares changed what is learned from by
+nothing: where a task has too few groups of both verdicts, the rest is filled up from the others.
 """
 
 import dataclasses
@@ -84,7 +90,11 @@ def get_grid() -> Grid:
                 "Where easy tasks are most of the data, the worst one suffers", WORST, "weights", "below", "uniform"
             ),
             Hypothesis(
-                "MT-GRPO raises the worst task above dynamic sampling alone (2602.05547)",
+                "MT-GRPO raises the worst task above even shares (2602.05547)", WORST, "MT-GRPO", "above", "uniform"
+            ),
+            Hypothesis("So does dynamic sampling alone", WORST, "uniform, dynamic sampling", "above", "uniform"),
+            Hypothesis(
+                "MT-GRPO raises it above dynamic sampling alone (2602.05547)",
                 WORST,
                 "MT-GRPO",
                 "above",

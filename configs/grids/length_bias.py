@@ -5,10 +5,10 @@ length. Spaces change no verdict: whatever the length does comes from how an obj
 
     python -m launch.grid --grid=configs/grids/length_bias.py --workdir=runs/length_bias --one_program
 
-35 runs took 14 minutes of one core. Seen: from 4.9 tokens all objectives come to 3.5 to 4.1 in 100 steps, GSPO and LUSPO
-the least. Wrong answers get shorter under GRPO too (-0.011 tokens a step, -0.014 to -0.008), against what 2503.20783 saw of
-long reasoning, and Dr. GRPO does not differ from it (by 0.001, -0.002 to 0.004) nor LUSPO from GSPO. The overlong punishment
-takes 0.17 tokens (0.03 to 0.31) more off, and punishments for length cost no accuracy.
+35 runs took 14 minutes of one core. Seen: from 4.9 tokens all objectives come to 3.5 to 4.1 in 100 steps, GSPO and
+LUSPO the least. Wrong answers get shorter under GRPO too (-0.011 tokens a step, -0.014 to -0.008), against what
+2503.20783 saw of long reasoning, and Dr. GRPO does not differ from it (by 0.001, -0.002 to 0.004) nor LUSPO from GSPO.
+The overlong punishment takes 0.17 tokens (0.03 to 0.31) more off, and punishments for length cost no accuracy.
 """
 
 from configs import sums

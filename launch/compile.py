@@ -26,7 +26,8 @@ from launch.predict import estimate, programs
 from launch.predict.chips import chip_of
 from launch.predict.workload import make_workload
 from rlvr import errors
-from rlvr.config import ExperimentConfig, resolve
+from rlvr.checks import resolve
+from rlvr.config import ExperimentConfig
 from rlvr.mesh import make_mesh
 from rlvr.parts import check_mesh
 

@@ -23,7 +23,8 @@ from typing import Any
 from absl import flags
 
 from launch import checkpoints, cli
-from rlvr.config import ExperimentConfig, validate
+from rlvr.checks import validate
+from rlvr.config import ExperimentConfig
 from rlvr.data.pipeline import make_eval_sets, make_train_stream
 from rlvr.evaluation import evaluate, measure_pass_rates, summarize_pass_rates
 from rlvr.metrics import describe_episode

@@ -16,7 +16,8 @@ from rlvr import adaptation, checkpoint, errors, evaluation, fingerprint, report
 from rlvr.algo.kl import adapt_kl_coef
 from rlvr.algo.selection import EntropyBonus, adapt_entropy_bonus
 from rlvr.checkpoint import Checkpoints
-from rlvr.config import ExperimentConfig, config_hash, resolve
+from rlvr.checks import resolve
+from rlvr.config import ExperimentConfig, config_hash
 from rlvr.credit import assign_credit, make_rows
 from rlvr.data.pipeline import make_eval_sets, make_train_stream
 from rlvr.distillation import Distillation

@@ -16,7 +16,8 @@ from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.algo.presets import preset
 from rlvr.algo.rewards import RewardConfig
 from rlvr.algo.value import ValueConfig, estimate_advantages
-from rlvr.config import ExperimentConfig, validate
+from rlvr.checks import validate
+from rlvr.config import ExperimentConfig
 from rlvr.credit import assign_credit, make_rows
 from rlvr.rollout.collect import Episode
 from rlvr.types import Completion, Request, Task, Verdict

@@ -16,7 +16,8 @@ import pytest
 from rlvr import checkpoint, errors, trainer
 from rlvr.algo.distill import DistillConfig
 from rlvr.algo.objectives import ObjectiveConfig
-from rlvr.config import ExperimentConfig, validate
+from rlvr.checks import validate
+from rlvr.config import ExperimentConfig
 from rlvr.data.config import DataConfig, TaskSetConfig
 from rlvr.learner.learner import Learner
 from rlvr.parts import demonstrate

@@ -18,6 +18,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("weights", "rollout", "learner", "adaptation"),
     ("checkpoint", "evaluation"),
     ("config", "metrics"),
+    ("checks",),
     ("credit", "workdir", "journal", "curriculum", "reference", "warm_start"),
     ("parts", "rollouts", "rollback"),
     ("program", "distillation"),

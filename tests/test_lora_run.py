@@ -14,7 +14,8 @@ import pytest
 
 from rlvr import adaptation, errors, fingerprint, parts, trainer
 from rlvr.checkpoint import load_adapters, load_merged_params, load_policy, save_policy
-from rlvr.config import ExperimentConfig, validate
+from rlvr.checks import validate
+from rlvr.config import ExperimentConfig
 from rlvr.mesh import MeshConfig, make_mesh
 from rlvr.policy import lora
 from rlvr.policy.lora import LoraConfig

@@ -17,7 +17,8 @@ import pytest
 from rlvr import checkpoint, errors, trainer
 from rlvr.algo.kl import ReferenceConfig, adapt_kl_coef
 from rlvr.algo.objectives import ObjectiveConfig
-from rlvr.config import ExperimentConfig, validate
+from rlvr.checks import validate
+from rlvr.config import ExperimentConfig
 from rlvr.reference import Reference
 from tests import tiny
 

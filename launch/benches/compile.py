@@ -23,7 +23,8 @@ from launch.benches.reward import VERIFIER
 from launch.benches.subject import Digits
 from launch.benches.workload import peak_gb
 from rlvr import timing
-from rlvr.config import ExperimentConfig, resolve
+from rlvr.checks import resolve
+from rlvr.config import ExperimentConfig
 from rlvr.data.pipeline import make_eval_sets, make_train_stream
 from rlvr.mesh import make_mesh
 from rlvr.parts import check_tasks, make_parts, read_tokenizer

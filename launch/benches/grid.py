@@ -29,7 +29,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from launch import cli
 from launch.benches.workload import peak_gb
 from rlvr import timing
-from rlvr.config import ExperimentConfig, resolve
+from rlvr.checks import resolve
+from rlvr.config import ExperimentConfig
 from rlvr.grid.at_once import AtOnce
 from rlvr.grid.measures import read_history
 from rlvr.grid.spec import Point, Run

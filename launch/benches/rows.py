@@ -25,7 +25,7 @@ from launch.benches.measure import ROUNDS, gemm, measure
 from launch.benches.subject import policy_config, random_params
 from launch.benches.workload import peak_gb
 from rlvr.algo.objectives import ObjectiveConfig
-from rlvr.config import resolve
+from rlvr.checks import resolve
 from rlvr.learner.batch import Row, TrainBatch, make_batches
 from rlvr.learner.update import Totals, UpdateConfig, micro_loss
 from rlvr.mesh import MeshConfig, make_mesh

@@ -27,7 +27,8 @@ from launch.benches.subject import SHAPE, Digits, policy_config, random_params
 from launch.benches.workload import make_prompts, peak_gb
 from rlvr import keys, timing
 from rlvr.algo.objectives import ObjectiveConfig
-from rlvr.config import ExperimentConfig, RolloutConfig, resolve
+from rlvr.checks import resolve
+from rlvr.config import ExperimentConfig, RolloutConfig
 from rlvr.credit import assign_credit, make_rows
 from rlvr.data.config import DataConfig, TaskSetConfig
 from rlvr.data.pipeline import make_eval_sets, make_train_stream

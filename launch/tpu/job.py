@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rlvr import errors
-from rlvr.config import validate
+from rlvr.checks import validate
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Flags of launch.train that the launcher sets, and so the user may not.

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlvr import errors
-from rlvr.config import ExperimentConfig, config_hash, differences, resolve, to_dict
+from rlvr.checks import resolve
+from rlvr.config import ExperimentConfig, config_hash, differences, to_dict
 from rlvr.grid.spec import Run
 
 # (config file, {"a.b": value}) -> config; raises ConfigError on a field or a value that does not fit.

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from rlvr import errors
 from rlvr.algo.objectives import ROUTINGS, ObjectiveConfig
-from rlvr.config import ExperimentConfig, validate
+from rlvr.checks import validate
+from rlvr.config import ExperimentConfig
 from rlvr.learner.batch import Row
 from rlvr.learner.learner import Learner
 from rlvr.learner.optimizer import OptimizerConfig

@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from rlvr.config import ExperimentConfig, resolve
+from rlvr.checks import resolve
+from rlvr.config import ExperimentConfig
 from rlvr.data.config import DataConfig, TaskSetConfig
 from rlvr.learner.optimizer import OptimizerConfig
 from rlvr.program.batch import Batch

@@ -3,6 +3,12 @@
 All points start from the same warm start of their seed, sample 256 completions a step, and are judged without the hint.
 
     python -m launch.grid --grid=configs/grids/distill.py --workdir=runs/distill --workers=2
+
+24 runs took 16 processor minutes. Seen (accuracy without the hint, 0.26 at the start): GRPO 0.45, the reward with the
+KL to the hinted policy 0.50 (0.004 to 0.087 above GRPO), self-distillation without any reward 0.52 by whole
+distributions and 0.47 by the sampled tokens (undecided), and pi-Distill less than GRPO, 0.32 with both sides (0.11 to
+0.14 below), against its paper: with the answer as hint 99 % of its samples are right, so that groups have no spread and
+only its KL teaches.
 """
 
 from configs import distill

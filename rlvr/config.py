@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rlvr import errors
@@ -214,11 +214,12 @@ def config_hash(config: ExperimentConfig) -> str:
 def identity(fields: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields flattened to {"a.b": value}, without `RUNTIME_FIELDS`."""
     flat = _flatten(fields, "")
-    return {
-        name: value
-        for name, value in flat.items()
-        if not any(name == field or name.startswith(field + ".") for field in RUNTIME_FIELDS)
-    }
+    return {name: value for name, value in flat.items() if not is_within(name, RUNTIME_FIELDS)}
+
+
+def is_within(name: str, fields: Iterable[str]) -> bool:
+    """Whether a field "a.b" is one of some fields, or part of one."""
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 import jax
 
 from rlvr import checkpoint
-from rlvr.config import ExperimentConfig, identity, to_dict
+from rlvr.config import ExperimentConfig, identity, is_within, to_dict
 from rlvr.learner.learner import Learner
 from rlvr.policy.transformer import Params
 
@@ -36,18 +35,18 @@ _LATER = (
 )
 
 
+def make_key(config: ExperimentConfig) -> str:
+    """Returns a text that is the same for configs whose warm start is the same."""
+    fields = to_dict(config)
+    wanted = {name: value for name, value in identity(fields).items() if not is_within(name, _LATER)}
+    return json.dumps([wanted, fields["mesh"]], sort_keys=True)
+
+
 def shared_folder(config: ExperimentConfig) -> Path | None:
     """Returns where the policy that a run's RL begins with is shared; None if it is not."""
     if not (config.warm_start.shared and config.warm_start.steps) or jax.process_count() > 1:
         return None
-    fields = to_dict(config)
-    wanted = {
-        name: value
-        for name, value in identity(fields).items()
-        if not any(name == field or name.startswith(f"{field}.") for field in _LATER)
-    }
-    key = json.dumps([wanted, fields["mesh"]], sort_keys=True)
-    return Path(config.warm_start.shared) / hashlib.sha256(key.encode()).hexdigest()[:16]
+    return Path(config.warm_start.shared) / hashlib.sha256(make_key(config).encode()).hexdigest()[:16]
 
 
 def begin(config: ExperimentConfig, learner: Learner, initial: Callable[[], Params]) -> tuple[int, Params]:
@@ -72,6 +71,9 @@ def keep_start(config: ExperimentConfig, start: Path, params: Params) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
         shutil.copytree(start, partial)
-        with contextlib.suppress(OSError):  # another run was first, with the same numbers
+        try:
             partial.rename(folder)
-        shutil.rmtree(partial, ignore_errors=True)
+        except OSError:
+            if not folder.exists():
+                raise
+            shutil.rmtree(partial)  # another run was first, with the same numbers

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlvr import errors, evaluation, fingerprint, workdir
+from rlvr import errors, evaluation, fingerprint, warm_start, workdir
 from rlvr.config import ExperimentConfig, config_hash
 from rlvr.grid.driver import stop_signals
 from rlvr.grid.ledger import Ledger, Record
@@ -259,7 +259,7 @@ def warm_up(folder: Path, batch: Batch) -> tuple[Any, list[Rows]]:
     """
     seeds = list(dict.fromkeys(config.seed for config in batch.configs))
     # All seeds at once, so that the numbers do not depend on what was there before.
-    name = hashlib.sha256(f"{lanes.warm_start_key(batch.config)} {seeds}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{warm_start.make_key(batch.config)} {seeds}".encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.npz"
     with (folder / f"{name}.lock").open("w") as lock:

@@ -58,13 +58,6 @@ def structure_key(structure: ExperimentConfig) -> str:
     return json.dumps(identity(to_dict(structure)), sort_keys=True)
 
 
-def warm_start_key(config: ExperimentConfig) -> str:
-    """Returns a text that is the same for configs whose warm start is the same, the seed apart."""
-    wanted = ("policy.", "data.", "warm_start.", "engine.max_", "checkpoint")
-    fields = {name: value for name, value in identity(to_dict(config)).items() if name.startswith(wanted)}
-    return json.dumps(fields, sort_keys=True)
-
-
 def _read(config: Any, name: str) -> Any:
     for part in name.split("."):
         config = getattr(config, part)

@@ -29,6 +29,6 @@ def get_config() -> ExperimentConfig:
             slots=512, max_prompt_tokens=512, max_new_tokens=1536, prefill_rows=16, decode_steps=16, page_tokens=128
         ),
         rollout=RolloutConfig(prompts=128, group_size=8),
-        update=UpdateConfig(row_tokens=4096, micro_tokens=16 * 4096, logprob_chunk=16 * 3072),
+        update=UpdateConfig(row_tokens=3584, micro_tokens=16 * 3584, logprob_chunk=16 * 3072),
         mesh=MeshConfig(fsdp=16, tensor=4),
     )

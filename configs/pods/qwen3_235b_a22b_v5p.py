@@ -20,9 +20,9 @@ def get_config() -> ExperimentConfig:
         config,
         name="qwen3_235b_a22b_v5p",
         checkpoint="weights/qwen3-235b-a22b",
-        policy=shapes.qwen3_235b_a22b(),
+        policy=dataclasses.replace(shapes.qwen3_235b_a22b(), remat="attention"),
         engine=dataclasses.replace(config.engine, slots=8192, prefill_rows=512),
         rollout=RolloutConfig(prompts=512, group_size=16),
-        update=UpdateConfig(row_tokens=4096, micro_tokens=512 * 4096, logprob_chunk=512 * 3072),
+        update=UpdateConfig(row_tokens=7168, micro_tokens=512 * 7168, logprob_chunk=512 * 1536),
         mesh=MeshConfig(fsdp=32, expert=16),
     )

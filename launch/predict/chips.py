@@ -9,7 +9,7 @@ from rlvr import errors
 
 
 class Chip(NamedTuple):
-    """One chip.
+    """One chip, or what JAX sees as a device: half of a tpu7x.
 
     Attributes:
         flops: bfloat16 operations a second, at most.
@@ -18,8 +18,8 @@ class Chip(NamedTuple):
         link_rate: bytes a second that it can send to its neighbours, all links together; as many arrive.
         clock: cycles a second: `flops` over what its matrix units do in a cycle. The compiler's estimates count these.
         attention: share of `flops` that the kernels of attention reach with heads of 128, by the issue slots of their
-            schedules (`rlvr.policy.flash`, BUILD.md); where the units are 256 wide, which such products fill half, it
-            is taken as half of v5p's.
+            schedules for 8 query heads a key head and blocks of 512 (`rlvr.policy.flash`, BUILD.md). Units 256 wide
+            are half filled by such products.
         host_bytes: of its host's memory, a chip's share.
     """
 
@@ -44,10 +44,10 @@ HOST_RATE = 15e9
 # was seen to say so (v5e: 15.75 GiB), else the documented size. Hosts: 512 GiB for 8 v5e, 448 GB for 4 v5p, 1,536 GiB
 # for 8 v6e, 960 GB for 4 tpu7x.
 CHIPS: Mapping[str, Chip] = {
-    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9, 197e12 / (4 * _MXU_128), 0.57, 64 * 2**30),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 459e12 / (8 * _MXU_128), 0.30, 112e9),
-    "v6e": Chip(918e12, 31.25 * 2**30, 1640e9, 448e9, 918e12 / (4 * _MXU_256), 0.15, 192 * 2**30),
-    "tpu7x": Chip(2307e12, 192e9, 7380e9, 600e9, 2307e12 / (8 * _MXU_256), 0.15, 240e9),
+    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9, 197e12 / (4 * _MXU_128), 0.78, 64 * 2**30),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 459e12 / (8 * _MXU_128), 0.80, 112e9),
+    "v6e": Chip(918e12, 31.25 * 2**30, 1640e9, 448e9, 918e12 / (4 * _MXU_256), 0.30, 192 * 2**30),
+    "tpu7x": Chip(1153.5e12, 96e9, 3690e9, 300e9, 1153.5e12 / (4 * _MXU_256), 0.32, 120e9),
 }
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from rlvr.policy.packed import BLOCK
+from rlvr.policy.packed import whole_blocks
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
@@ -66,7 +66,8 @@ class Program:
         flops: of products.
         kernel_flops: those of them in grouped products, for which the compiler estimates no cycles.
         attention_flops, attention_bytes: of the kernels of attention, for which it estimates none either: products of
-            packed rows (also in `flops`), and what of the cache is read.
+            packed rows (also in `flops`; here heads count as 128 wide at least, as they fill the matrix units), and
+            what of the cache is read.
         hbm_bytes: that products read and write, on-chip memory left out.
         gather_bytes: that gathers read and write, for which it estimates no cycles either.
         collectives: all of them.
@@ -179,9 +180,9 @@ def _walk(
             program.flops += work * times
             program.kernel_flops += work * times
         elif op.kind == "custom-call" and "attention" in op.path and (visits := trips(f"{op.path}/{op.name}")):
-            work, read = attention_work(op, results)
+            work, room, read = attention_work(op, results)
             program.flops += work * visits * times
-            program.attention_flops += work * visits * times
+            program.attention_flops += room * visits * times
             program.attention_bytes += read * visits * times
         elif (kind := op.kind.removesuffix("-start")) in COLLECTIVES:
             # A collective that runs beside other work stands in each of the fusions that it goes through.
@@ -270,17 +271,19 @@ def kernel_flops(op: Op, shapes: dict[str, tuple[Shape, ...]]) -> float:
     return 2.0 * math.prod(left) * out[-1] if left and len(out) == 2 else 0.0
 
 
-def attention_work(op: Op, results: dict[str, Op]) -> tuple[float, float]:
-    """Returns (operations a pair of blocks, bytes a page of each row) of a kernel of attention."""
+def attention_work(op: Op, results: dict[str, Op]) -> tuple[float, float, float]:
+    """Returns (operations a pair of blocks, the same as if heads were 128 wide or more, bytes a page of each row) of a
+    kernel of attention."""
     arrays = [results[name].shapes[0] for name in op.operands if name in results and results[name].shapes]
     kernel = re.match(r"(forward|query|key)_kernel", op.name)
     if kernel:
-        # Queries [B, K, g, T, h]; blocks of 128 by 128; products of each kernel.
-        batch, heads, groups, _, size = next(shape for _, shape in arrays if len(shape) == 5)
+        # Queries [B, K, g, T, h]; products of each kernel.
+        batch, heads, groups, length, size = next(shape for _, shape in arrays if len(shape) == 5)
         products = {"forward": 2, "query": 3, "key": 4}[kernel[1]]
-        return 2.0 * products * BLOCK * BLOCK * size * batch * heads * groups, 0.0
+        each = 2.0 * products * whole_blocks(length) ** 2 * batch * heads * groups
+        return each * size, each * max(size, 128), 0.0
     dtype, shape = max(arrays, key=shape_bytes)  # [pages, P, 2K, W]
-    return 0.0, float(op.shapes[0][1][0] * shape_bytes((dtype, shape[-3:])))
+    return 0.0, 0.0, float(op.shapes[0][1][0] * shape_bytes((dtype, shape[-3:])))
 
 
 def read_collective(op: Op, shapes: dict[str, tuple[Shape, ...]], computation: str) -> Collective:

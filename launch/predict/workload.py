@@ -6,9 +6,12 @@ All prompts and completions are taken at their longest, which is the most that a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from launch.benches.flops import forward_flops
@@ -17,7 +20,8 @@ from rlvr import partition
 from rlvr.config import ExperimentConfig
 from rlvr.learner.packing import row_length
 from rlvr.policy.blocks import block_size
-from rlvr.policy.packed import BLOCK
+from rlvr.policy.dispatch import exchange
+from rlvr.policy.packed import BLOCK, Segments, count_pairs, whole_blocks
 from rlvr.policy.sorting import PIECE
 
 
@@ -62,16 +66,27 @@ class Workload:
     @property
     def update_tokens(self) -> int:
         """Tokens that a step's updates run: sequences of a group in one row share their prompt."""
-        group = self.config.rollout.group_size
-        in_row = min(max((self.row - self.prompt) // self.completion, 1), group)
-        prompts = self.config.rollout.prompts * math.ceil(group / in_row)
-        return prompts * self.prompt + self.sequences * self.completion
+        return self.shares * self.prompt + self.sequences * self.completion
+
+    @property
+    def sharing(self) -> int:
+        """Sequences of a group that share a row and their prompt."""
+        return min(max((self.row - self.prompt) // self.completion, 1), self.config.rollout.group_size)
+
+    @property
+    def shares(self) -> int:
+        """Into how many such parts the groups of a step are cut."""
+        return self.config.rollout.prompts * math.ceil(self.config.rollout.group_size / self.sharing)
+
+    @property
+    def in_row(self) -> int:
+        """Such parts in a row."""
+        return self.row // (self.prompt + self.sharing * self.completion)
 
     @property
     def micro_batches(self) -> int:
         """Micro-batches of a step, over all its optimizer steps."""
-        minibatches = self.config.update.minibatches
-        rows = math.ceil(self.update_tokens / minibatches / self.row)
+        rows = math.ceil(self.shares / self.in_row / self.config.update.minibatches)
         return math.ceil(rows / self.micro_rows) * self.config.update.optimizer_steps
 
     @property
@@ -109,18 +124,18 @@ class Workload:
 
         def count(path: str) -> float | None:
             if re.search(r"/(forward|query|key)_kernel[\w.]*$", path):
-                return self._pairs(path, program)
+                return self._pairs(path, program, kernel=True)
             if re.search(r"/ragged_paged_attention_kernel[\w.]*$", path):
                 return self._pages(path)
             if "/moe/" in path:
                 return self._expert_trips(path, program)
             if path.endswith("attention/while"):
-                return self._pages(path) if program == "decode" else self._pairs(path, program)
+                return self._pages(path) if program == "decode" else self._pairs(path, program, kernel=False)
             if program == "decode" and path.endswith("jit(decode)/while"):
                 return float(self.config.engine.decode_steps)
             if program == "accumulate" and re.search(r"jvp\(\)/while$", path):
                 width = max(self.config.update.logprob_chunk // self.micro_rows, 1)
-                return float(math.ceil(self.row * self.completion / (self.prompt + self.completion) / width))
+                return float(math.ceil(self.in_row * self.sharing * self.completion / width))
             return None
 
         return count
@@ -131,14 +146,13 @@ class Workload:
         policy = self.config.policy
         return policy.sliding_window if layer and int(layer[1]) in policy.window_layers else 0
 
-    def _pairs(self, path: str, program: str) -> float:
+    def _pairs(self, path: str, program: str, *, kernel: bool) -> float:
         """Returns the pairs of blocks that attention visits in a row of whole sequences."""
-        length, row = self.prompt + self.completion, self.row
+        row, parts, lengths = self.row, self.in_row, (self.prompt, *(self.completion,) * self.sharing)
         if program == "prefill":
-            length = row = self.prompt
-        blocks, window = math.ceil(length / BLOCK), self._window(path)
-        seen = min(math.ceil(window / BLOCK) + 1, blocks) if window else blocks
-        return max(row / length, 1.0) * (seen * (seen + 1) / 2 + (blocks - seen) * seen)
+            row, parts, lengths = self.prompt, 1, (self.prompt,)
+        block = whole_blocks(math.ceil(row / BLOCK) * BLOCK) if kernel else BLOCK
+        return float(row_pairs(row, parts, lengths, self._window(path), block))
 
     def _pages(self, path: str) -> float:
         """Returns the pages that attention visits in the middle of a completion."""
@@ -165,9 +179,24 @@ class Workload:
         if loop[1] == "ranks" and "rounds/" not in path:
             return float(min(k, axis))  # what a token gets back: sums of all shards
         if loop[1] == "ranks":
-            # Tokens stand by source and by how many rows they have: where these change half a piece is run in vain.
-            return min(k / axis + k / 2 * min(PIECE, tokens) / held, k)
+            # Tokens stand by source, unless they are gathered, and by how many rows they have: where these change half
+            # a piece is run in vain.
+            source = tokens if exchange(policy, axis, "tpu") == "gather" else held
+            return min(k / axis + k / 2 * min(PIECE, tokens) / source, k)
         return None
+
+
+@functools.cache
+def row_pairs(row: int, parts: int, lengths: tuple[int, ...], window: int, block: int) -> int:
+    """Returns the pairs of blocks that are visited in a row of some parts, each a prompt and completions of it."""
+    prompt, *completions = lengths
+    positions = np.concatenate([np.arange(prompt), *(prompt + np.arange(length) for length in completions)])
+    own = np.repeat(np.arange(len(lengths)), lengths)
+    first = np.arange(parts)[:, None] * len(lengths)
+    tokens = (np.tile(positions, parts), (own + first).ravel(), np.repeat(first, own.size))
+    padded = (np.pad(x, (0, row - x.size), constant_values=-1) for x in tokens)
+    at, *segments = (jnp.asarray(x)[None] for x in padded)
+    return int(count_pairs(at, Segments(*segments), window=window, block=block))
 
 
 def make_workload(config: ExperimentConfig, mesh: Mesh) -> Workload:

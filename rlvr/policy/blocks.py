@@ -72,12 +72,12 @@ def block_size(rows: int, experts: int, platform: str) -> int:
     in vain, and each block has its cost (on CPU a product packs the matrix anew, on TPU the sum of the gradient by the
     matrices is read and written).
 
-    On CPU about a sixth, 8 to 128; on TPU half, 16 to 1,024.
+    On CPU about a sixth, 8 to 128; on TPU half, 16 to 2,048.
     """
     even = rows / experts
     if platform == "cpu":
         return min(max(16 * round(even / 96), 8), 128)
-    return min(max(16 * round(even / 32), 16), 1024)
+    return min(max(16 * round(even / 32), 16), 2048)
 
 
 def round_up(size: int, unit: int) -> int:

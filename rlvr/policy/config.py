@@ -109,13 +109,14 @@ class PolicyConfig:
         dtype: type of the activations; parameters, router, norms and log-softmax stay float32.
         moe_backend: "auto" (by platform and load), "blocked" (sorted blocks), "ragged" (`jax.lax.ragged_dot`) or
             "dense" (every expert on every token: the oracle of the tests).
-        moe_exchange: how tokens reach experts on other shards: "auto" (by platform), "gather" (all-gather of tokens)
-            or "ragged" (`jax.lax.ragged_all_to_all`; TPU and GPU).
+        moe_exchange: how tokens reach experts on other shards: "auto" (by platform and number of shards), "gather"
+            (all-gather of tokens) or "ragged" (`jax.lax.ragged_all_to_all`; TPU and GPU).
         attention_backend: of rows and over the cache: "auto" (by platform and shape), "jax" (loops over blocks) or
             "kernel" (for TPUs: `rlvr.policy.flash` and JAX's ragged paged attention).
         remat: what the backward pass finds of each block, the rest being computed again: "none" (everything is there),
-            "dots" (the products with weights are), "attention" (what attention gives, which is the dearest to repeat in
-            long rows) or "block" (only what went into the block: least memory).
+            "dots" (the products with weights are, those of experts apart, and what attention gives), "attention" (what
+            attention gives, which is the dearest to repeat in long rows) or "block" (only what went into the block:
+            least memory).
     """
 
     family: str = ""

@@ -3,7 +3,7 @@
 Two forms (`EXCHANGES`), both dropless, with static shapes. S shards of the `expert` axis hold n tokens each:
 
 "gather": every shard gathers all S * n tokens, applies its experts, and the partial sums are scattered back. All
-backends have it.
+backends have it, and where nearly every token goes to every shard anyway it moves no more and copies less.
 
 "ragged": a token is sent to a shard only if that holds one of its experts, and once however many it holds: to at most
 min(k, S) of the S shards. TPU and GPU have the primitive. Buffers are for the worst case, in which all tokens go to one
@@ -51,7 +51,8 @@ def dispatch(x: jax.Array, choices: jax.Array, gates: jax.Array, weights: Expert
         def run(x: jax.Array, choices: jax.Array, gates: jax.Array) -> jax.Array:
             return experts(x, choices, gates, weights, first, config)
 
-        out = exchange(config.moe_exchange)(rows, chosen, gate, run, held)
+        name = exchange(config, config.experts // held, partition.platform())
+        out = EXCHANGES[name](rows, chosen, gate, run, held)
         return jax.lax.psum(out.reshape(x.shape), "tensor")
 
     if mesh is None:
@@ -92,8 +93,12 @@ def by_gather(x: jax.Array, choices: jax.Array, gates: jax.Array, run: Run, held
     Returns:
         [n, D]: for this shard's tokens, the sum over the experts of all shards.
     """
-    gathered = (jax.lax.all_gather(a, AXIS, axis=0, tiled=True) for a in (x, choices, gates))
-    return jax.lax.psum_scatter(run(*gathered), AXIS, scatter_dimension=0, tiled=True)
+    x, choices, gates = (jax.lax.all_gather(a, AXIS, axis=0, tiled=True) for a in (x, choices, gates))
+    chosen = jnp.sum(choices // held == jax.lax.axis_index(AXIS), axis=-1, dtype=jnp.int32)
+    order, inverse = arrange_arrivals(chosen, chosen.size, choices.shape[1])
+    x, gates = (permute(*vary_alike(a, order, inverse)) for a in (x, gates))
+    sums = permute(*vary_alike(run(x, choices[order], gates), inverse, order))
+    return jax.lax.psum_scatter(sums, AXIS, scatter_dimension=0, tiled=True)
 
 
 def by_ragged_all_to_all(x: jax.Array, choices: jax.Array, gates: jax.Array, run: Run, held: int) -> jax.Array:
@@ -119,23 +124,23 @@ def by_ragged_all_to_all(x: jax.Array, choices: jax.Array, gates: jax.Array, run
     )
     rows = exchange_rows(take_rows(x, departures, k, tokens * min(k, shards)), route, shards * tokens)
     # The rows past the arrivals have, by their place in this order, choices of experts that are not here.
-    order = arrange_arrivals(jnp.take(chosen, me, axis=1), tokens, k)
-    inverse = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
+    order, inverse = arrange_arrivals(jnp.take(chosen, me, axis=1), tokens, k)
     sums = run(rows, all_choices[order], permute(*vary_alike(all_gates, order, inverse)))
     returned = exchange_rows(sums, route.reverse(), tokens * min(k, shards))
     return sum_rows(returned, departures, k)
 
 
-def arrange_arrivals(chosen: jax.Array, tokens: int, k: int) -> jax.Array:
-    """Returns the order in which tokens arrive: by shard, there by how many experts they have here, and then in their
-    order; those that stay away last. Tokens with equally many stand together: that is how they are summed.
+def arrange_arrivals(chosen: jax.Array, tokens: int, k: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the order in which tokens arrive, and its inverse: by source, there by how many experts they have here,
+    and then in their order; those without one last. Tokens with equally many stand together, as they are summed.
 
     Args:
-        chosen: [S * n] how many of the experts that are here each token chose.
-        tokens: n, of a shard.
+        chosen: [N] how many of the experts that are here each token chose.
+        tokens: of one source.
     """
     source = jnp.arange(chosen.size) // tokens
-    return jnp.argsort(jnp.where(chosen > 0, source * k + k - chosen, chosen.size // tokens * k), stable=True)
+    order = jnp.argsort(jnp.where(chosen > 0, source * k + k - chosen, chosen.size // tokens * k), stable=True)
+    return order, jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
 
 
 class Route(NamedTuple):
@@ -205,8 +210,11 @@ EXCHANGES: dict[str, Callable[[jax.Array, jax.Array, jax.Array, Run, int], jax.A
 }
 
 
-def exchange(name: str) -> Callable[[jax.Array, jax.Array, jax.Array, Run, int], jax.Array]:
-    """Returns the exchange of a name; "auto" is "gather" on CPU, which has no `ragged_all_to_all`, else "ragged"."""
-    if name == "auto":
-        name = "gather" if partition.platform() == "cpu" else "ragged"
-    return EXCHANGES[name]
+def exchange(config: PolicyConfig, shards: int, platform: str) -> str:
+    """Returns the name of the exchange of a config; "auto" is "gather" on CPU, which has no `ragged_all_to_all`, and
+    where an even spread sends three quarters of the tokens to each shard, else "ragged".
+    """
+    if config.moe_exchange != "auto":
+        return config.moe_exchange
+    sent = 1 - (1 - 1 / shards) ** config.experts_per_token
+    return "gather" if platform == "cpu" or sent >= 0.75 else "ragged"

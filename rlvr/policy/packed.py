@@ -95,7 +95,7 @@ def attend_packed(
     query, key, value = (_pad(x, block) for x in (query, key, value))
     tokens = Tokens(*(_pad(x, block) for x in tokens))
     if flash:
-        block = _whole(query.shape[1], block)
+        block = whole_blocks(query.shape[1], block)
         heads_first = (jnp.moveaxis(x, 1, -2) for x in (query, key, value))
         out = attend_flash(*heads_first, make_marks(*tokens), _seen(tokens, window, block), sink, scale, window)
         return jnp.moveaxis(out, -2, 1)[:, :length].reshape(batch, length, query_heads, head_size)
@@ -123,8 +123,8 @@ def _attend_dense(
     return jnp.einsum("BKgTL,BLKh->BTKgh", (exponentials / total).astype(value.dtype), value)
 
 
-def _whole(length: int, block: int) -> int:
-    """Returns the largest of 4, 2 and 1 blocks that divides the length."""
+def whole_blocks(length: int, block: int = BLOCK) -> int:
+    """Returns the size of the kernels' blocks: the largest of 4, 2 and 1 blocks that divides the length."""
     return next(size for size in (4 * block, 2 * block, block) if length % size == 0)
 
 

@@ -22,9 +22,12 @@ from rlvr.policy.rope import rope_angles
 Params = dict[str, Any]
 
 # What the backward pass finds of a block, by `PolicyConfig.remat`.
+_ATTENDED = jax.checkpoint_policies.save_only_these_names("attended")
 SAVED = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attended"),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENDED
+    ),
+    "attention": _ATTENDED,
     "block": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.predict import chips, estimate, hlo, programs
-from launch.predict.workload import Workload
+from launch.predict.workload import Workload, row_pairs
 from rlvr.config import ExperimentConfig, RolloutConfig
 from rlvr.errors import ConfigError
 from rlvr.learner.update import UpdateConfig
@@ -130,7 +130,7 @@ def test_kernels_of_attention_count_by_what_they_visit() -> None:
         return 5.0 if "ragged_paged" in path else 3.0
 
     program = hlo.analyse(ATTENTION, visits)
-    pair = 2 * 128 * 128 * 128 * (2 * 4)  # one product of a pair of blocks, in 2 x 4 heads
+    pair = 2 * 256 * 256 * 128 * (2 * 4)  # one product of a pair of blocks, in 2 x 4 heads
     assert program.attention_flops == program.flops == 3 * (2 + 4) * pair
     assert program.attention_bytes == 5 * 8 * (16 * 4 * 128 * 2)  # five pages of each of eight rows
     chip = chips.CHIPS["v5p"]
@@ -172,14 +172,42 @@ def test_loops_of_experts_run_as_often_as_an_even_load_fills_them() -> None:
     # 4,096 tokens a shard, of two shards, give each of 32 experts 1,024 rows: two blocks of 512 and half a one.
     assert trips(at + "rounds/while/body/groups/while/body/blocks/while") == 2.5
     # Two rows a token, and half a piece of 1,024 for each of the four numbers that a token can have.
+    # The shards' tokens are gathered.
+    assert trips(at + "rounds/while/body/pieces/while/body/ranks/while") == 2 + 4 * 0.5 * 1024 / 8192
+    assert trips(at + "other/while") is None
+    policy = dataclasses.replace(policy, moe_exchange="ragged")
+    trips = dataclasses.replace(WORKLOAD, config=dataclasses.replace(config, policy=policy), experts_axis=2).trips(
+        "accumulate"
+    )
     assert trips(at + "rounds/while/body/pieces/while/body/ranks/while") == 2 + 4 * 0.5 * 1024 / 4096
     assert trips(at + "pieces/while/body/ranks/while") == 2  # a sum from each shard
-    assert trips(at + "other/while") is None
+
+
+def test_pairs_of_blocks_are_those_that_sequences_of_a_row_see() -> None:
+    prompt_and_two = (1024, 3072, 3072)
+    each = 6 * 7 // 2 + 6 * 2  # a completion of six blocks sees itself and the two of the prompt
+    assert row_pairs(7168, 1, prompt_and_two, 0, 512) == 3 + 2 * each
+    assert row_pairs(2 * 7168, 2, prompt_and_two, 0, 512) == 2 * (3 + 2 * each)
+    assert row_pairs(7168, 1, prompt_and_two, 512, 512) == 3 + 2 * 6 * 2  # itself and the block before, of its own text
+
+
+def test_rows_are_filled_with_whole_parts_of_groups() -> None:
+    def at(row: int) -> Workload:
+        update = UpdateConfig(row_tokens=row, micro_tokens=4 * row)
+        return dataclasses.replace(WORKLOAD, config=dataclasses.replace(WORKLOAD.config, update=update))
+
+    assert (at(512).sharing, at(512).in_row, at(512).micro_batches) == (2, 1, 4)  # 16 rows, four at a time
+    assert (at(1024).sharing, at(1024).in_row, at(1024).micro_batches) == (4, 1, 2)
+    # Two groups of 64 + 4 x 192 tokens in a row.
+    assert (at(1664).sharing, at(1664).in_row, at(1664).micro_batches) == (4, 2, 1)
+    assert at(1664).update_tokens == 8 * (64 + 4 * 192)
 
 
 def test_the_kernels_of_attention_are_known_by_name() -> None:
     at = "jit(f)/layer_0/attention/shard_map/"
-    assert WORKLOAD.trips("accumulate")(at + "forward_kernel/forward_kernel.7") == 2 * 3  # two sequences of two blocks
+    assert WORKLOAD.trips("accumulate")(at + "forward_kernel/forward_kernel.7") == 1  # the row is one block
+    # Four blocks of 128; a prompt of 64 tokens, and from 256 on its second completion, which does not see the first.
+    assert WORKLOAD.trips("accumulate")("jit(f)/layer_0/attention/while") == 3 + 2 + 3
     assert WORKLOAD.trips("decode")(at + "x/ragged_paged_attention_kernel.1") == (64 + 96) / 64 + 0.5
     assert WORKLOAD.trips("decode")(at + "x/other_kernel.1") is None
 

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rlvr.errors import ConfigError
 from rlvr.mesh import AXES, MeshConfig, make_mesh
 from rlvr.policy.config import PolicyConfig
-from rlvr.policy.dispatch import arrange_arrivals, dispatch
+from rlvr.policy.dispatch import arrange_arrivals, dispatch, exchange
 from rlvr.policy.experts import Experts, Projection
 
 B, T, D, F, E, K, R = 8, 5, 12, 20, 8, 3, 2
@@ -125,10 +125,12 @@ def test_an_exchange_is_the_oracle_in_value_and_gradient(
 
 def test_tokens_arrive_by_shard_and_those_with_most_rows_first() -> None:
     chosen = jnp.array([0, 1, 3, 1, 2, 0, 3, 3])  # of two shards' four tokens each
-    np.testing.assert_array_equal(arrange_arrivals(chosen, 4, 3), [2, 1, 3, 6, 7, 4, 0, 5])
+    order, inverse = arrange_arrivals(chosen, 4, 3)
+    np.testing.assert_array_equal(order, [2, 1, 3, 6, 7, 4, 0, 5])
+    np.testing.assert_array_equal(order[inverse], np.arange(8))
 
 
-def test_the_exchange_follows_the_platform() -> None:
+def test_the_exchange_follows_the_platform_and_the_number_of_shards() -> None:
     x, choices, gates, weights, _ = inputs("random")
     with jax.set_mesh(make_mesh(MESHES["expert"])):
         run = functools.partial(dispatch, config=CONFIG)
@@ -136,6 +138,10 @@ def test_the_exchange_follows_the_platform() -> None:
         assert "ragged_all_to_all" not in text and "while" in text
         forced = functools.partial(dispatch, config=dataclasses.replace(CONFIG, moe_exchange="ragged"))
         assert "ragged_all_to_all" in str(jax.make_jaxpr(forced)(x, choices, gates, weights))
+    of_eight = dataclasses.replace(CONFIG, experts_per_token=8)
+    assert [exchange(of_eight, shards, "tpu") for shards in (2, 4, 8, 16)] == ["gather", "gather", "ragged", "ragged"]
+    assert exchange(of_eight, 16, "cpu") == "gather"
+    assert exchange(dataclasses.replace(of_eight, moe_exchange="ragged"), 2, "tpu") == "ragged"
     with pytest.raises(ConfigError, match=r"moe_exchange='nccl'.*ragged"):
         dataclasses.replace(CONFIG, moe_exchange="nccl").validate()
 

@@ -3,7 +3,7 @@
 Two forms (`EXCHANGES`), both dropless, with static shapes. S shards of the `expert` axis hold n tokens each:
 
 "gather": every shard gathers all S * n tokens, applies its experts, and the partial sums are scattered back. All
-backends have it, and where nearly every token goes to every shard anyway it moves no more and copies less.
+backends have it, and where most tokens go to every shard anyway it moves little more and copies less.
 
 "ragged": a token is sent to a shard only if that holds one of its experts, and once however many it holds: to at most
 min(k, S) of the S shards. TPU and GPU have the primitive. Buffers are for the worst case, in which all tokens go to one
@@ -212,9 +212,9 @@ EXCHANGES: dict[str, Callable[[jax.Array, jax.Array, jax.Array, Run, int], jax.A
 
 def exchange(config: PolicyConfig, shards: int, platform: str) -> str:
     """Returns the name of the exchange of a config; "auto" is "gather" on CPU, which has no `ragged_all_to_all`, and
-    where an even spread sends three quarters of the tokens to each shard, else "ragged".
+    where an even spread sends more than half of the tokens to each shard, else "ragged".
     """
     if config.moe_exchange != "auto":
         return config.moe_exchange
     sent = 1 - (1 - 1 / shards) ** config.experts_per_token
-    return "gather" if platform == "cpu" or sent >= 0.75 else "ragged"
+    return "gather" if platform == "cpu" or sent > 0.5 else "ragged"

@@ -13,8 +13,8 @@ from absl import flags
 from jax.sharding import Mesh
 
 from rlvr import partition
-from rlvr.checkpoint import LoadedPolicy, load_policy
 from rlvr.mesh import MeshConfig, make_mesh
+from rlvr.policy_folder import LoadedPolicy, load_policy
 from rlvr.rollout.config import EngineConfig
 from rlvr.rollout.engine import Engine
 

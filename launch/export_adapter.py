@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import app, flags
 
 from launch import cli
-from rlvr import adaptation, checkpoint, errors
+from rlvr import adaptation, errors, policy_folder
 from rlvr.weights import families, layout, peft
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The workdir of a run with adapters.", required=True)
@@ -33,13 +33,13 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     output, workdir = Path(_OUTPUT.value).absolute(), Path(_CHECKPOINT.value)
     errors.check_new_folder(output)
-    config = checkpoint.read_policy_config(workdir)
+    config = policy_folder.read_policy_config(workdir)
     adapted = adaptation.read(workdir)
     if adapted is None:
         raise errors.WeightsError(
             f"{workdir} holds no adapters: {adaptation.FILE} is missing (whole policies: launch/export_weights.py)"
         )
-    adapters = checkpoint.load_adapters(workdir, adapted, config, None, _STEP.value)
+    adapters = policy_folder.load_adapters(workdir, adapted, config, None, _STEP.value)
     peft.export_adapters(output, config, adapted.lora, adapters, family=_FAMILY.value or "", base=_BASE.value)
     print(f"wrote adapters of {layout.count_parameters(adapters):,} parameters, of {adapted.base}, to {output}")
 

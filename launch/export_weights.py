@@ -18,7 +18,7 @@ from absl import app, flags
 
 from launch import cli, mesh_flags
 from launch.checkpoints import CHECKPOINT
-from rlvr import checkpoint, errors
+from rlvr import errors, policy_folder
 from rlvr.weights import exporter, families, layout, safetensors
 
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write; may exist if empty.", required=True)
@@ -38,10 +38,10 @@ def main(argv: Sequence[str]) -> None:
     source = Path(CHECKPOINT.value)
     # What can be refused without the weights comes before the time of reading them.
     errors.check_new_folder(output)
-    exporter.describe(checkpoint.read_policy_config(source), _FAMILY.value or "")
+    exporter.describe(policy_folder.read_policy_config(source), _FAMILY.value or "")
     mesh = mesh_flags.mesh()
     with jax.set_mesh(mesh):
-        policy, params, tokenizer = checkpoint.load_policy(source, mesh, _STEP.value)
+        policy, params, tokenizer = policy_folder.load_policy(source, mesh, _STEP.value)
     exporter.export_policy(
         output,
         policy.config,

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import app, flags
 
 from launch import cli, mesh_flags
-from rlvr import checkpoint, errors
+from rlvr import errors, policy_folder
 from rlvr.parts import check_mesh
 from rlvr.weights import importer, layout
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
         f"{SOURCE.value} (stored as {', '.join(policy.stored_types)}; read as float32)",
         flush=True,
     )
-    checkpoint.save_policy(output, policy.config, policy.params, policy.tokenizer)
+    policy_folder.save_policy(output, policy.config, policy.params, policy.tokenizer)
     print(f"wrote {output}")
 
 

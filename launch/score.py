@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 
 from launch import checkpoints, cli
 from rlvr import errors
-from rlvr.checkpoint import LoadedPolicy
 from rlvr.data.rows import read_rows
 from rlvr.learner.batch import Row
 from rlvr.learner.scoring import Layout, make_scorer
+from rlvr.policy_folder import LoadedPolicy
 
 _INPUT = flags.DEFINE_string("input", None, "JSON Lines of token ids.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON Lines of log-probs.", required=True)

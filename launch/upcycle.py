@@ -17,8 +17,8 @@ import numpy as np
 from absl import app, flags
 
 from launch import checkpoints, cli
-from rlvr import checkpoint, errors
-from rlvr.checkpoint import read_policy_config
+from rlvr import errors, policy_folder
+from rlvr.policy_folder import read_policy_config
 from rlvr.weights import layout, upcycle
 
 OUTPUT = flags.DEFINE_string("output", None, "The policy folder to write; may exist if empty.", required=True)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         f"of {mixture.experts} experts, {mixture.experts_per_token} a token",
         flush=True,
     )
-    checkpoint.save_policy(output, mixture, host, loaded.tokenizer)
+    policy_folder.save_policy(output, mixture, host, loaded.tokenizer)
     print(f"wrote {output}")
 
 

@@ -10,10 +10,10 @@ from rlvr import errors
 from rlvr.algo import compatibility
 from rlvr.algo.advantages import BINARY, COMPARING, NON_NEGATIVE
 from rlvr.algo.kl import LARGEST_ERROR, LOSS_ESTIMATORS
-from rlvr.checkpoint import read_policy_config
 from rlvr.config import ExperimentConfig, RolloutConfig
 from rlvr.learner.critic import CriticConfig
 from rlvr.policy.transformer import Policy
+from rlvr.policy_folder import read_policy_config
 
 log = logging.getLogger("rlvr")
 

@@ -16,7 +16,6 @@ from rlvr import errors, fingerprint, keys, partition
 from rlvr.adaptation import Adaptation
 from rlvr.algo.distill import DistillConfig
 from rlvr.algo.objectives import ObjectiveConfig
-from rlvr.checkpoint import load_merged_params, read_policy_config
 from rlvr.config import ExperimentConfig
 from rlvr.curriculum import Curriculum
 from rlvr.data.pipeline import TaskStream
@@ -29,6 +28,7 @@ from rlvr.learner.update import Teaching, UpdateConfig
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.lora import init_adapters
 from rlvr.policy.transformer import Params, Policy
+from rlvr.policy_folder import load_merged_params, read_policy_config
 from rlvr.rollout.collect import Collector
 from rlvr.rollout.engine import Engine
 from rlvr.rollout.requests import check_prompt

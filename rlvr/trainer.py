@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from rlvr import adaptation, checkpoint, errors, evaluation, fingerprint, report, rollback, warm_start, workdir
+from rlvr import adaptation, errors, evaluation, fingerprint, policy_folder, report, rollback, warm_start, workdir
 from rlvr.algo.kl import adapt_kl_coef
 from rlvr.algo.selection import EntropyBonus, adapt_entropy_bonus
 from rlvr.checkpoint import Checkpoints
@@ -91,7 +91,7 @@ class Run:
         """Runs all steps that are left, then writes the result and the report."""
         lead = jax.process_index() == 0
         if lead:
-            checkpoint.describe_policy(self.folder, self.config.policy, self.parts.tokenizer)
+            policy_folder.describe_policy(self.folder, self.config.policy, self.parts.tokenizer)
             if self.parts.adaptation:
                 adaptation.write(self.folder, self.parts.adaptation)
         with contextlib.closing(Checkpoints(self.folder, self.config.checkpoints)) as self.checkpoints:

@@ -1,8 +1,6 @@
-"""Checkpoints: kept, damaged, refused by a full disk; policies as folders."""
+"""Checkpoints: kept, damaged, refused by a full disk."""
 
-import dataclasses
 import errno
-import json
 import logging
 import os
 import shutil
@@ -13,15 +11,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rlvr import checkpoint, errors, fingerprint, partition, parts, trainer
-from rlvr.checkpoint import CheckpointConfig, Checkpoints, load_params, load_policy, save_params, save_policy
+from rlvr import checkpoint, errors, partition, trainer
+from rlvr.checkpoint import CheckpointConfig, Checkpoints
 from rlvr.learner.optimizer import OptimizerConfig, make_optimizer
 from rlvr.learner.state import abstract_state, fresh_state
 from rlvr.learner.trainable import all_parameters
 from rlvr.mesh import MeshConfig, make_mesh
-from rlvr.policy.config import PolicyConfig
 from rlvr.policy.transformer import Policy
-from rlvr.text.tokenizer import ByteTokenizer
 from tests import tiny
 
 CONFIG = tiny.make_config().policy
@@ -258,80 +254,3 @@ def test_a_disk_that_is_really_full(small_disk, monkeypatch, caplog):
     assert again["failed_saves"] == 0
     for name in ("params_sha256", "rollout_sha256", "eval"):
         assert again[name] == result[name]
-
-
-def test_policy_folder_round_trip(tmp_path, setting):
-    save_policy(tmp_path / "policy", CONFIG, setting[0].params, ByteTokenizer())
-    assert {path.name for path in (tmp_path / "policy").iterdir()} == {"params", "policy.json", "tokenizer"}
-    loaded = load_policy(tmp_path / "policy")
-    assert loaded.policy.config == CONFIG
-    assert_same(loaded.params, setting[0].params)
-    assert loaded.tokenizer.encode("1+2=") == ByteTokenizer().encode("1+2=")
-    with pytest.raises(errors.WeightsError, match="exists and is not an empty folder"):
-        save_policy(tmp_path / "policy", CONFIG, setting[0].params, ByteTokenizer())
-    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
-
-
-def test_a_runs_workdir_is_a_policy_folder():
-    workdir = tiny.reference_run()
-    loaded = load_policy(workdir)
-    assert fingerprint.hash_params(loaded.params) == tiny.read_result(workdir)["params_sha256"]
-    assert loaded.policy.config == CONFIG
-
-
-def test_a_run_starts_from_another_runs_workdir():
-    """`checkpoint` takes a workdir as `load_policy` does."""
-    config = tiny.make_config()
-    config.checkpoint = str(tiny.reference_run())
-    params = parts.initial_params(config, Policy(CONFIG), make_mesh(MeshConfig()))
-    assert fingerprint.hash_params(params) == tiny.read_result(tiny.reference_run())["params_sha256"]
-
-
-def without(tree, *path):
-    tree = dict(tree)
-    tree[path[0]] = without(tree[path[0]], *path[1:]) if len(path) > 2 else {
-        name: leaf for name, leaf in tree[path[0]].items() if name != path[1]
-    }  # fmt: skip
-    return tree
-
-
-def test_tensors_that_do_not_fit_are_named(tmp_path, setting):
-    params = jax.tree.map(np.asarray, setting[0].params)
-    save_params(tmp_path / "missing", without(params, "final_norm", "scale") | {"final_norm": {"shift": np.ones(16)}})
-    with pytest.raises(errors.WeightsError, match=r"tensor final_norm/scale \(16,\) is missing"):
-        load_params(tmp_path / "missing", CONFIG, None)
-    save_params(tmp_path / "left_over", params | {"head": {"kernel": np.ones((16, 264))}})
-    with pytest.raises(errors.WeightsError, match=r"tensor head/kernel \(16, 264\) belongs to no parameter"):
-        load_params(tmp_path / "left_over", CONFIG, None)
-    save_params(tmp_path / "misshapen", params | {"embed": {"table": np.ones((265, 16))}})
-    with pytest.raises(errors.WeightsError, match=r"tensor embed/table is \(265, 16\); the policy wants \(264, 16\)"):
-        load_params(tmp_path / "misshapen", CONFIG, None)
-    with pytest.raises(errors.WeightsError, match="there are no parameters at"):
-        load_params(tmp_path / "nowhere", CONFIG, None)
-    truncate("", tmp_path / "misshapen")
-    with pytest.raises(errors.WeightsError, match="cannot be read"):
-        load_params(tmp_path / "misshapen", CONFIG, None)
-
-
-def policy_json(**changes):
-    """A policy.json with some fields changed."""
-    return json.dumps(dataclasses.asdict(PolicyConfig()) | changes)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, r"holds no policy: .*policy\.json is missing"),
-        ('{"dim": ', r"policy\.json is not JSON"),
-        ("[1]", r"policy\.json: "),
-        (json.dumps({"dims": 16}), r"policy\.json: .*dims"),
-        (policy_json(dim=0), r"policy\.json: policy\.dim=0 must be at least 1"),
-        (policy_json(dim="wide"), r"policy\.json: "),
-        (policy_json(rope={"theta": 1.0, "speed": 2}), r"policy\.json: .*speed"),
-    ],
-)
-def test_policy_json_that_cannot_be_used(tmp_path, text, message):
-    if text is not None:
-        (tmp_path / "policy.json").write_text(text)
-    with pytest.raises(errors.WeightsError, match=message):
-        load_policy(tmp_path)

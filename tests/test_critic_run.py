@@ -15,11 +15,11 @@ import pytest
 from rlvr import trainer
 from rlvr.algo.presets import preset
 from rlvr.algo.value import ValueConfig
-from rlvr.checkpoint import load_params, load_policy
 from rlvr.config import ExperimentConfig
 from rlvr.learner.critic import CriticConfig
 from rlvr.learner.optimizer import OptimizerConfig
 from rlvr.policy.transformer import Policy
+from rlvr.policy_folder import load_params, load_policy
 from tests import tiny
 
 pytestmark = pytest.mark.timeout(900)  # on a busy machine compiling takes minutes

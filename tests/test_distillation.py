@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlvr import checkpoint, errors, trainer
+from rlvr import errors, policy_folder, trainer
 from rlvr.algo.distill import DistillConfig
 from rlvr.algo.objectives import ObjectiveConfig
 from rlvr.checks import validate
@@ -154,7 +154,7 @@ def test_distilling_from_a_checkpoint_of_another_shape(tmp_path: Path, monkeypat
     apart = [row["distill/divergence"] for row in tiny.read_metrics(tmp_path / "full")]
     assert apart[-1] < 0.8 * apart[0], apart
     taught = [np.add(row.advantage, row.old_logprobs) for row in seen.rows[0]]
-    loaded = checkpoint.load_policy(Path(teacher))
+    loaded = policy_folder.load_policy(Path(teacher))
     for row, got in zip(seen.rows[0], taught, strict=True):
         tokens = np.array([[*row.prompt, *row.completion]])
         output = loaded.policy.forward(loaded.params, tokens, np.arange(tokens.shape[1])[None])
@@ -213,7 +213,7 @@ def test_a_share_of_the_warm_start_shows_the_hint() -> None:
 
 def test_the_teacher_of_another_tokenizer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(tmp_path / "data", method="on_policy", teacher="checkpoint", checkpoint=str(tmp_path / "t"))
-    checkpoint.describe_policy(tmp_path / "t", config.policy, ByteTokenizer())
+    policy_folder.describe_policy(tmp_path / "t", config.policy, ByteTokenizer())
     monkeypatch.setattr(ByteTokenizer, "token_text", lambda self, i: str(id(self)))
     with pytest.raises(errors.ConfigError, match="has another tokenizer than the policy"):
         trainer.train(config, tmp_path / "run")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from launch import cli
-from rlvr.checkpoint import save_policy
 from rlvr.data.pipeline import make_train_stream
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.transformer import Policy
+from rlvr.policy_folder import save_policy
 from rlvr.text.tokenizer import ByteTokenizer
 from tests import tiny
 
@@ -163,8 +163,8 @@ def test_smollm2_agrees_with_transformers_on_the_dequantised_weights() -> None:
         pytest.skip("SmolLM2 was not fetched (scripts/fetch_smollm2.sh)")
     from launch.score import score_rows
     from rlvr import keys
-    from rlvr.checkpoint import load_policy
     from rlvr.mesh import MeshConfig, make_mesh
+    from rlvr.policy_folder import load_policy
     from rlvr.rollout.config import EngineConfig
     from rlvr.rollout.engine import Engine
     from rlvr.text.chat import encode_prompt

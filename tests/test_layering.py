@@ -17,7 +17,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("policy", "algo", "verifiers", "data", "text", "report"),
     ("weights", "rollout", "learner", "adaptation"),
     ("checkpoint", "evaluation"),
-    ("config", "metrics"),
+    ("config", "metrics", "policy_folder"),
     ("checks",),
     ("credit", "workdir", "journal", "curriculum", "reference", "warm_start"),
     ("parts", "rollouts", "rollback"),

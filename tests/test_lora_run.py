@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from rlvr import adaptation, errors, fingerprint, parts, trainer
-from rlvr.checkpoint import load_adapters, load_merged_params, load_policy, save_policy
 from rlvr.checks import validate
 from rlvr.config import ExperimentConfig
 from rlvr.mesh import MeshConfig, make_mesh
 from rlvr.policy import lora
 from rlvr.policy.lora import LoraConfig
 from rlvr.policy.transformer import Policy
+from rlvr.policy_folder import load_adapters, load_merged_params, load_policy, save_policy
 from rlvr.text.tokenizer import ByteTokenizer
 from tests import tiny
 

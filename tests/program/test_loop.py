@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlvr import checkpoint, trainer
+from rlvr import policy_folder, trainer
 from rlvr.mesh import make_mesh
 from rlvr.program.batch import Batch
 from rlvr.program.rows import row_members
@@ -43,7 +43,7 @@ OBJECTIVES = {
 
 def params_of(folder, config):
     with jax.set_mesh(make_mesh(config.mesh)) as mesh:
-        return jax.tree.map(np.asarray, checkpoint.load_policy(folder, mesh).params)
+        return jax.tree.map(np.asarray, policy_folder.load_policy(folder, mesh).params)
 
 
 FIRST, *OTHERS = OBJECTIVES

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from rlvr import checkpoint, errors
+from rlvr import errors, policy_folder
 from rlvr.mesh import MeshConfig, make_mesh
 from rlvr.parts import check_mesh
 from rlvr.policy.config import PolicyConfig, RopeConfig
@@ -180,7 +180,7 @@ def launch(module: str, *flags: str) -> subprocess.CompletedProcess[str]:
 def test_launchers_bring_a_folder_back(tiny: Any, tmp_path: Path) -> None:
     policy, out, again = tmp_path / "policy", tmp_path / "out", tmp_path / "again"
     read = importer.read_weights(tiny.write())
-    checkpoint.save_policy(policy, dataclasses.replace(read.config, family=""), read.params, read.tokenizer)
+    policy_folder.save_policy(policy, dataclasses.replace(read.config, family=""), read.params, read.tokenizer)
     done = launch("export_weights", f"--checkpoint={policy}", f"--output={out}", "--family=llama", "--shard_gb=5e-5")
     assert done.returncode == 0, done.stderr
     assert "as llama in float32" in done.stdout and (out / "model.safetensors.index.json").exists()
@@ -189,4 +189,4 @@ def test_launchers_bring_a_folder_back(tiny: Any, tmp_path: Path) -> None:
     assert config["eos_token_id"] == list(read.tokenizer.stop_ids) and config["architectures"] == ["LlamaForCausalLM"]
     done = launch("import_weights", f"--source={out}", f"--output={again}", "--fsdp=4", "--tensor=2")
     assert done.returncode == 0, done.stderr
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.load_policy(again).params, read.params)
+    jax.tree.map(np.testing.assert_array_equal, policy_folder.load_policy(again).params, read.params)

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rlvr import checkpoint
+from rlvr import policy_folder
 from rlvr.weights import importer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,8 +22,8 @@ def test_writes_a_policy_folder_that_loads_again(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "in 2 layers" in done.stdout and "stored as F32" in done.stdout and str(output) in done.stdout
     expected = importer.read_weights(source)
-    _, params, tokenizer = checkpoint.load_policy(output)
-    assert checkpoint.read_policy_config(output) == expected.config
+    _, params, tokenizer = policy_folder.load_policy(output)
+    assert policy_folder.read_policy_config(output) == expected.config
     assert tokenizer.encode("the 12 foxes<|im_end|>") == expected.tokenizer.encode("the 12 foxes<|im_end|>")
     jax.tree.map(np.testing.assert_array_equal, params, expected.params)
 

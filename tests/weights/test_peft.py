@@ -14,11 +14,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from rlvr import adaptation, errors
-from rlvr.checkpoint import save_params, save_policy
+from rlvr.checkpoint import save_params
 from rlvr.policy import lora
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.lora import LoraConfig
 from rlvr.policy.transformer import Policy
+from rlvr.policy_folder import save_policy
 from rlvr.text.tokenizer import ByteTokenizer
 from rlvr.weights import peft as peft_folders
 from rlvr.weights import safetensors

@@ -358,7 +358,6 @@ def test_the_update_of_a_mixture_gathers_no_full_experts(mixture: dict[str, prog
     assert gathered and own in gathered  # its own experts, from the shards of the parameters
     assert max(gathered) <= max(own, DIM * VOCAB)
     assert EXPERTS * DIM * HIDDEN > max(own, DIM * VOCAB)
-    assert any(c.kind == "ragged-all-to-all" for c in program.collectives)
 
 
 def test_the_update_of_a_mixture_has_no_buffer_of_tokens_times_vocabulary(
@@ -378,8 +377,8 @@ def test_the_operations_that_are_compiled_are_those_by_hand(mixture: dict[str, p
     # Three products forward, two of them again, and six backward, over blocks of 128 rows; an even share is 256, and
     # half a block more is padding.
     experts = 2 * ROW * layers * DIM * HIDDEN * k * (3 + 2 + 6) * (256 + 64) / 256
-    # Ten pairs of blocks of 128; two products forward, and again, and seven backward, in two kernels.
-    scores = layers * 10 * (2 * 128 * 128 * head_size * heads) * 11
+    # A row is one block; two products forward, and again, and seven backward, in two kernels.
+    scores = layers * (2 * ROW * ROW * head_size * heads) * 11
     head = 2 * ROW * 384 / 512 * DIM * VOCAB * 3
     assert program.flops == pytest.approx(blocks + experts + scores + head, rel=1e-3)
 

@@ -1,6 +1,6 @@
 """GRPO on gpt-oss-20b, 32 v5p chips (accelerator type v5p-64).
 
-python -m launch.compile --config=configs/pods/gpt_oss_20b_v5p.py --topology=v5p:2x4x4 --layers=2,4
+python -m launch.compile --config=configs/pods/gpt_oss_20b_v5p.py --topology=v5p:2x4x4
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """GRPO on Llama 3 8B, 64 v5e chips.
 
-    python -m launch.compile --config=configs/pods/llama3_8b_v5e.py --topology=v5e:8x8 --layers=1,2
+    python -m launch.compile --config=configs/pods/llama3_8b_v5e.py --topology=v5e:8x8
     python -m launch.tpu run --name=llama --zone=ZONE --topology=v5e:8x8 --workdir=gs://BUCKET/llama \
         -- --config=configs/pods/llama3_8b_v5e.py --config.checkpoint=FOLDER
 

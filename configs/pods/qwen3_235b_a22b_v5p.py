@@ -1,6 +1,6 @@
 """GRPO on Qwen3-235B-A22B, 512 v5p chips (accelerator type v5p-1024).
 
-    python -m launch.compile --config=configs/pods/qwen3_235b_a22b_v5p.py --topology=v5p:8x8x8 --layers=1,2
+    python -m launch.compile --config=configs/pods/qwen3_235b_a22b_v5p.py --topology=v5p:8x8x8
 
 Sixteen ways of experts: a chip decodes with eight experts of each layer and the whole of everything else.
 """
@@ -20,7 +20,7 @@ def get_config() -> ExperimentConfig:
         config,
         name="qwen3_235b_a22b_v5p",
         checkpoint="weights/qwen3-235b-a22b",
-        policy=dataclasses.replace(shapes.qwen3_235b_a22b(), remat="dots"),
+        policy=dataclasses.replace(shapes.qwen3_235b_a22b(), remat="attention"),
         engine=dataclasses.replace(config.engine, slots=8192, prefill_rows=512),
         rollout=RolloutConfig(prompts=512, group_size=16),
         update=UpdateConfig(row_tokens=7168, micro_tokens=512 * 7168, logprob_chunk=512 * 1536),

@@ -1,6 +1,6 @@
 """GRPO on Qwen3-235B-A22B, 2,048 v5p chips (accelerator type v5p-4096): the largest policy here on the largest slice.
 
-python -m launch.compile --config=configs/pods/qwen3_235b_a22b_v5p_2048.py --topology=v5p:8x16x16 --layers=1,2
+python -m launch.compile --config=configs/pods/qwen3_235b_a22b_v5p_2048.py --topology=v5p:8x16x16
 """
 
 import dataclasses

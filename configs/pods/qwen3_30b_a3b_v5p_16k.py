@@ -1,6 +1,6 @@
 """GRPO on Qwen3-30B-A3B with completions of 16,384 tokens, 64 v5p chips (accelerator type v5p-128).
 
-    python -m launch.compile --config=configs/pods/qwen3_30b_a3b_v5p_16k.py --topology=v5p:4x4x4 --layers=1,2
+    python -m launch.compile --config=configs/pods/qwen3_30b_a3b_v5p_16k.py --topology=v5p:4x4x4
 
 A row holds one sequence, and a chip two rows: attention by blocks keeps nothing of the size of a row squared, so that
 no axis of the mesh has to split the sequence.

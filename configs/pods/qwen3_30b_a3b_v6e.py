@@ -1,7 +1,7 @@
 """GRPO on Qwen3-30B-A3B, 64 v6e chips: as on v5p, with a third of the memory, so that a chip decodes with an eighth of
 the experts.
 
-python -m launch.compile --config=configs/pods/qwen3_30b_a3b_v6e.py --topology=v6e:8x8 --layers=1,2
+python -m launch.compile --config=configs/pods/qwen3_30b_a3b_v6e.py --topology=v6e:8x8
 """
 
 import dataclasses

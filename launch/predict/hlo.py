@@ -185,10 +185,10 @@ def _walk(
             program.attention_flops += room * visits * times
             program.attention_bytes += read * visits * times
         elif (kind := op.kind.removesuffix("-start")) in COLLECTIVES:
-            # A collective that runs beside other work stands in each of the fusions that it goes through.
-            # Those of ragged slices all have the same channel.
-            channel = None if kind == "ragged-all-to-all" else re.search(r"channel_id=(\d+)", op.text)
-            key = channel[1] if channel else op.name
+            # A collective that runs beside other work stands in each of the fusions that it goes through, always with
+            # its channel. Those of a `shard_map` all have the first.
+            channel = re.search(r"channel_id=(\d+)", op.text)
+            key = op.name if channel is None or channel[1] == "1" else channel[1]
             if key not in seen:
                 seen.add(str(key))
                 program.collectives.append(read_collective(op, shapes, name)._replace(times=times))

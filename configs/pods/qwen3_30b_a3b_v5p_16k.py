@@ -2,7 +2,7 @@
 
     python -m launch.compile --config=configs/pods/qwen3_30b_a3b_v5p_16k.py --topology=v5p:4x4x4
 
-A row holds one sequence, and a chip two rows: attention by blocks keeps nothing of the size of a row squared, so that
+A row holds one sequence: attention by blocks keeps nothing of the size of a row squared, so that
 no axis of the mesh has to split the sequence.
 """
 
@@ -22,5 +22,5 @@ def get_config() -> ExperimentConfig:
         name="qwen3_30b_a3b_v5p_16k",
         engine=dataclasses.replace(config.engine, slots=1024, max_new_tokens=16384),
         rollout=RolloutConfig(prompts=64, group_size=16),
-        update=UpdateConfig(row_tokens=row, micro_tokens=64 * 2 * row, logprob_chunk=64 * 8192),
+        update=UpdateConfig(row_tokens=row, micro_tokens=64 * row, logprob_chunk=64 * 8192),
     )

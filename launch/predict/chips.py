@@ -40,14 +40,13 @@ _MXU_256 = 2 * 256 * 256
 HOST_RATE = 15e9
 
 # https://cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, read in 2026; the interconnect there is that of both directions
-# for v5e and tpu7x, of one for v5p (4,800 Gb/s) and v6e (3,584 Gb/s). Memory: what the compiler says it has, where it
-# was seen to say so (v5e: 15.75 GiB), else the documented size. Hosts: 512 GiB for 8 v5e, 448 GB for 4 v5p, 1,536 GiB
-# for 8 v6e, 960 GB for 4 tpu7x.
+# for v5e and tpu7x, of one for v5p (4,800 Gb/s) and v6e (3,584 Gb/s). Memory: what the compiler says is available, in
+# GiB. Hosts: 512 GiB for 8 v5e, 448 GB for 4 v5p, 1,536 GiB for 8 v6e, 960 GB for 4 tpu7x.
 CHIPS: Mapping[str, Chip] = {
     "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 200e9, 197e12 / (4 * _MXU_128), 0.78, 64 * 2**30),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 459e12 / (8 * _MXU_128), 0.80, 112e9),
+    "v5p": Chip(459e12, 95.74 * 2**30, 2765e9, 600e9, 459e12 / (8 * _MXU_128), 0.80, 112e9),
     "v6e": Chip(918e12, 31.25 * 2**30, 1640e9, 448e9, 918e12 / (4 * _MXU_256), 0.30, 192 * 2**30),
-    "tpu7x": Chip(1153.5e12, 96e9, 3690e9, 300e9, 1153.5e12 / (4 * _MXU_256), 0.32, 120e9),
+    "tpu7x": Chip(1153.5e12, 94.75 * 2**30, 3690e9, 300e9, 1153.5e12 / (4 * _MXU_256), 0.32, 120e9),
 }
 
 

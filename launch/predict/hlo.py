@@ -184,7 +184,7 @@ def _walk(
             program.flops += work * visits * times
             program.attention_flops += room * visits * times
             program.attention_bytes += read * visits * times
-        elif (kind := op.kind.removesuffix("-start")) in COLLECTIVES:
+        elif op.kind.removesuffix("-start") in COLLECTIVES:
             # A collective that runs beside other work stands in each of the fusions that it goes through, always with
             # its channel. Those of a `shard_map` all have the first.
             channel = re.search(r"channel_id=(\d+)", op.text)

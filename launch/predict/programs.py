@@ -176,7 +176,9 @@ def compile_program(name: str, lowered: Any, workload: Workload) -> Compiled:
     try:
         compiled = lowered.compile()
     except Exception as error:
-        said = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(error))
+        said = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", str(error)) or re.search(
+            r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(error)
+        )
         if said is None:
             raise
         scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

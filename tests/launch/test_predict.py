@@ -297,6 +297,25 @@ def test_moments_on_the_host_leave_hbm_and_cost_the_time_of_moving_them() -> Non
     assert "the host's memory does not hold" in estimate.advise(crowded, WORKLOAD)[0]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (389.10G) exceeds "
+        "available HBM (95.74G).",
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 389.10G of "
+        "95.74G hbm. Exceeded hbm capacity by 293.36G.",
+    ],
+)
+def test_what_the_compiler_says_of_too_little_memory(said: str) -> None:
+    class Lowered:
+        def compile(self) -> None:
+            raise RuntimeError(said)
+
+    with pytest.raises(programs.OutOfMemory) as raised:
+        programs.compile_program("accumulate", Lowered(), WORKLOAD)
+    assert (raised.value.needed, raised.value.there) == (389.10 * 2**30, 95.74 * 2**30)
+
+
 def test_depths_continue_a_line() -> None:
     near, far = (example(needed=float(n), collectives={"all-gather": 10.0 * n}) for n in (3, 5))
     whole = programs.extrapolate(near, far, (1, 2), 10)

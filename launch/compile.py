@@ -5,11 +5,11 @@
 Nothing is run and no weights are needed: the prefill, the decode and the update are compiled with shapes alone, by the
 TPU's own compiler (`bash scripts/setup.sh tpu`). Seconds are the compiler's estimated cycles, loops times their trips,
 or the time of the exchanges where that is longer, and of moving what rests in the host's memory (15 GB/s a chip each
-way is assumed); beside them stands the plain roofline. All sequences count at their
-longest. Layers are unrolled, so a deep policy compiles for long (48 layers of a mixture: ten minutes on two cores, 10
-GB): --layers=A,B compiles it A and B layers deep and continues the line, which tells the time of a step, but not its
-memory: what the compiler does about that depends on how full it is. --programs compiles some only. The last line is
-JSON; the exit status is 1 if it does not fit.
+way is assumed); beside them stands the plain roofline. All sequences count at their longest. Layers are unrolled, so a
+deep policy compiles for long (48 layers of a mixture: ten minutes on two cores, 10 GB): --layers=A,B compiles it A and
+B layers deep and continues the line, which tells the time of a step, but not its memory: what the compiler does about
+that depends on how full it is. --programs compiles some only. The last line is JSON; the exit status is 1 if it does
+not fit.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 python -m launch.compile --config=configs/pods/gpt_oss_20b_v5p.py --topology=v5p:2x4x4
 """
 
-import dataclasses
-
 from configs.pods import shapes
 from rlvr.config import ExperimentConfig, RolloutConfig
 from rlvr.learner.update import UpdateConfig
@@ -17,7 +15,7 @@ def get_config() -> ExperimentConfig:
     return ExperimentConfig(
         name="gpt_oss_20b_v5p",
         checkpoint="weights/gpt-oss-20b",
-        policy=dataclasses.replace(shapes.gpt_oss_20b(), remat="dots"),
+        policy=shapes.gpt_oss_20b(),
         data=shapes.gsm8k(),
         engine=EngineConfig(
             slots=1024, max_prompt_tokens=1024, max_new_tokens=3072, prefill_rows=32, decode_steps=16, page_tokens=128

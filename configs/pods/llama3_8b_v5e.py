@@ -9,8 +9,6 @@ head's loss is one chunk: with several, the head is gathered and its gradient re
 for the results of the layers' products, which are not computed again.
 """
 
-import dataclasses
-
 from configs.pods import shapes
 from rlvr.config import ExperimentConfig, RolloutConfig
 from rlvr.learner.update import UpdateConfig
@@ -23,7 +21,7 @@ def get_config() -> ExperimentConfig:
     return ExperimentConfig(
         name="llama3_8b_v5e",
         checkpoint="weights/llama3-8b-instruct",
-        policy=dataclasses.replace(shapes.llama3_8b(), remat="dots"),
+        policy=shapes.llama3_8b(),
         data=shapes.gsm8k(),
         engine=EngineConfig(
             slots=512, max_prompt_tokens=512, max_new_tokens=1536, prefill_rows=16, decode_steps=16, page_tokens=128

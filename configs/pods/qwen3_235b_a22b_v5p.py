@@ -20,7 +20,7 @@ def get_config() -> ExperimentConfig:
         config,
         name="qwen3_235b_a22b_v5p",
         checkpoint="weights/qwen3-235b-a22b",
-        policy=dataclasses.replace(shapes.qwen3_235b_a22b(), remat="attention"),
+        policy=shapes.qwen3_235b_a22b(),
         engine=dataclasses.replace(config.engine, slots=8192, prefill_rows=512),
         rollout=RolloutConfig(prompts=512, group_size=16),
         update=UpdateConfig(row_tokens=7168, micro_tokens=512 * 7168, logprob_chunk=512 * 1536),

@@ -2,11 +2,9 @@
 
     python -m launch.compile --config=configs/pods/qwen3_30b_a3b_v5p.py --topology=v5p:4x4x4
 
-Four ways of experts, sixteen of parameters: a mesh along the sides of the torus, and two rows a chip, each of
-a prompt and two completions, so that an expert has many rows.
+Four ways of experts, sixteen of parameters: a mesh along the sides of the torus, and two rows a chip, each of a
+prompt and two completions, so that an expert has many rows.
 """
-
-import dataclasses
 
 from configs.pods import shapes
 from rlvr.config import ExperimentConfig, RolloutConfig
@@ -20,7 +18,7 @@ def get_config() -> ExperimentConfig:
     return ExperimentConfig(
         name="qwen3_30b_a3b_v5p",
         checkpoint="weights/qwen3-30b-a3b",
-        policy=dataclasses.replace(shapes.qwen3_30b_a3b(), remat="attention"),
+        policy=shapes.qwen3_30b_a3b(),
         data=shapes.gsm8k(),
         engine=EngineConfig(
             slots=2048, max_prompt_tokens=1024, max_new_tokens=3072, prefill_rows=64, decode_steps=16, page_tokens=128

@@ -2,8 +2,8 @@
 
     python -m launch.compile --config=configs/pods/qwen3_30b_a3b_v5p_16k.py --topology=v5p:4x4x4
 
-A row holds one sequence: attention by blocks keeps nothing of the size of a row squared, so that
-no axis of the mesh has to split the sequence.
+A row holds one sequence: attention by blocks keeps nothing of the size of a row squared, so that no axis of
+the mesh has to split the sequence.
 """
 
 import dataclasses

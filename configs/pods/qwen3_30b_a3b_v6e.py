@@ -6,7 +6,7 @@ python -m launch.compile --config=configs/pods/qwen3_30b_a3b_v6e.py --topology=v
 
 import dataclasses
 
-from configs.pods import qwen3_30b_a3b_v5p, shapes
+from configs.pods import qwen3_30b_a3b_v5p
 from rlvr.config import ExperimentConfig
 from rlvr.learner.update import UpdateConfig
 from rlvr.mesh import MeshConfig
@@ -18,7 +18,6 @@ def get_config() -> ExperimentConfig:
     return dataclasses.replace(
         config,
         name="qwen3_30b_a3b_v6e",
-        policy=dataclasses.replace(shapes.qwen3_30b_a3b(), remat="attention"),
         engine=dataclasses.replace(config.engine, slots=1024),
         update=UpdateConfig(row_tokens=4096, micro_tokens=64 * 4096, logprob_chunk=64 * 1536, moments="host"),
         mesh=MeshConfig(fsdp=8, expert=8),

@@ -1,4 +1,5 @@
-"""Shapes of the policies of the pod configs, as their published config.json give them, and what the configs share."""
+"""Shapes of the policies of the pod configs, as their published config.json give them, with what the backward pass
+finds of their blocks (`remat`), and what the configs share."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ def llama3_8b() -> PolicyConfig:
     return PolicyConfig(
         family="llama", vocab_size=128256, dim=4096, layers=32, context_length=8192, query_heads=32, kv_heads=8,
         head_size=128, hidden=14336, rope=RopeConfig(theta=500_000.0), tied_head=False, dtype="bfloat16",
-        remat="block",
+        remat="dots",
     )  # fmt: skip
 
 
@@ -23,7 +24,7 @@ def qwen3_30b_a3b() -> PolicyConfig:
         family="qwen3_moe", vocab_size=151936, dim=2048, layers=48, context_length=40960, query_heads=32, kv_heads=4,
         head_size=128, qk_norm="head", norm_epsilon=1e-6, hidden=6144, rope=RopeConfig(theta=1e6),
         moe_layers=tuple(range(48)), experts=128, experts_per_token=8, expert_hidden=768, tied_head=False,
-        dtype="bfloat16", remat="block",
+        dtype="bfloat16", remat="attention",
     )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def gpt_oss_20b() -> PolicyConfig:
             magnitude=1.3465735902799727,
         ),
         hidden=2880, activation="clamped_silu", moe_layers=tuple(range(24)), experts=32, experts_per_token=4,
-        expert_hidden=2880, expert_bias=True, router_bias=True, tied_head=False, dtype="bfloat16", remat="block",
+        expert_hidden=2880, expert_bias=True, router_bias=True, tied_head=False, dtype="bfloat16", remat="dots",
     )  # fmt: skip
 
 

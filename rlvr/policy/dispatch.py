@@ -7,9 +7,8 @@ backends have it, and where most tokens go to every shard anyway it moves little
 
 "ragged": a token is sent to a shard only if that holds one of its experts, and once however many it holds: to at most
 min(k, S) of the S shards. TPU and GPU have the primitive. Buffers are for the worst case, in which all tokens go to one
-shard: S * n received rows of D, which is what "gather" always holds, and n * min(k, S) sent; with k experts a token
-most of that is filled (nine tenths with 4 shards and k = 8), and none of it is cleared. The choices and gates, k
-numbers a token, are gathered whole: from them every shard knows who sends what to whom.
+shard: S * n received rows of D, which is what "gather" always holds, and n * min(k, S) sent; none of that is cleared.
+The choices and gates, k numbers a token, are gathered whole: from them every shard knows who sends what to whom.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from rlvr import partition
 from rlvr.policy.backends import backend
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.experts import Experts, Projection
-from rlvr.policy.sorting import blank, no_gradient, permute, sort_by, sum_rows, take_rows, vary_alike
+from rlvr.policy.sorting import blank, invert, no_gradient, permute, sort_by, sum_rows, take_rows, vary_alike
 
 AXIS = "expert"
 
@@ -140,7 +139,7 @@ def arrange_arrivals(chosen: jax.Array, tokens: int, k: int) -> tuple[jax.Array,
     """
     source = jnp.arange(chosen.size) // tokens
     order = jnp.argsort(jnp.where(chosen > 0, source * k + k - chosen, chosen.size // tokens * k), stable=True)
-    return order, jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
+    return order, invert(order)
 
 
 class Route(NamedTuple):

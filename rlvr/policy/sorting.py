@@ -28,9 +28,13 @@ def sort_by(owner: jax.Array, groups: int) -> Order:
     """Sorts assignments by owner [N * k], the group of each; one outside 0..groups-1 belongs to none."""
     owner = jnp.where((owner >= 0) & (owner < groups), owner, groups)
     order = jnp.argsort(owner, stable=True)
-    inverse = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
     sizes = jnp.sum(owner[:, None] == jnp.arange(groups)[None, :], axis=0, dtype=jnp.int32)
-    return Order(order, inverse, sizes)
+    return Order(order, invert(order), sizes)
+
+
+def invert(order: jax.Array) -> jax.Array:
+    """Returns where each element of a permutation [M] stands in it."""
+    return jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
 
 
 def row_tokens(order: Order, k: int, count: int) -> jax.Array:

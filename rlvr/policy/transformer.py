@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,6 +17,7 @@ from rlvr.policy.config import PolicyConfig, RopeConfig
 from rlvr.policy.mlp import Mlp
 from rlvr.policy.moe import Moe, RouterStats
 from rlvr.policy.norm import RmsNorm
+from rlvr.policy.pace import keep_pace
 from rlvr.policy.packed import Segments
 from rlvr.policy.parameters import fan_in, param, recording
 from rlvr.policy.rope import rope_angles
@@ -97,6 +100,17 @@ class Block(nn.Module):
         return x + after("mlp", out), kept, stats, choices
 
 
+def _pure_block(config: PolicyConfig, layer: int) -> Callable[..., Any]:
+    """Returns a block as a function of its parameters and its inputs, which keeps for the backward pass what
+    `PolicyConfig.remat` says."""
+    block = Block(config, layer, name=f"layer_{layer}", parent=None)
+
+    def run(params: Params, *inputs: Any) -> Any:
+        return block.apply({"params": params}, *inputs)
+
+    return run if config.remat == "none" else jax.checkpoint(run, policy=SAVED[config.remat])
+
+
 class Decoder(nn.Module):
     """The whole network; see `Policy` for how it is called."""
 
@@ -104,9 +118,8 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        block = Block if c.remat == "none" else nn.remat(Block, policy=SAVED[c.remat])
         self.embed = Embedding(c)
-        self.layer = [block(c, i) for i in range(c.layers)]
+        self.layer = [Block(c, i) for i in range(c.layers)]
         self.final_norm = RmsNorm(c)
         if not c.tied_head:
             self.head = Head(c)
@@ -131,10 +144,15 @@ class Decoder(nn.Module):
         table = None if cache is None else cache.table
         stats: list[RouterStats] = []
         choices: list[jax.Array] = []
+        params = [layer.variables.get("params", {}) for layer in self.layer]
         for i, layer in enumerate(self.layer):
             chosen = None if replay is None or i not in c.moe_layers else replay[:, :, len(choices)]
             pages = None if cache is None else cache.layers[i]
-            x, layer_kept, layer_stats, layer_choices = layer(
+            if i + 1 < c.layers:
+                # The next layer's, so that their exchange has the time that this one's gradients take.
+                x, params[i + 1] = keep_pace(x, params[i + 1])
+            run = layer if self.is_initializing() else functools.partial(_pure_block(c, i), params[i])
+            x, layer_kept, layer_stats, layer_choices = run(
                 x, positions, angles[i], pages, table, segments, counts, chosen
             )
             kept.append(layer_kept)

@@ -23,6 +23,6 @@ def get_config() -> ExperimentConfig:
         policy=shapes.qwen3_235b_a22b(),
         engine=dataclasses.replace(config.engine, slots=8192, prefill_rows=512),
         rollout=RolloutConfig(prompts=512, group_size=16),
-        update=UpdateConfig(row_tokens=7168, micro_tokens=512 * 7168, logprob_chunk=512 * 1536),
+        update=UpdateConfig(row_tokens=7168, micro_tokens=512 * 14336, logprob_chunk=512 * 3072),
         mesh=MeshConfig(fsdp=32, expert=16),
     )

@@ -2,7 +2,7 @@
 
     python -m launch.compile --config=configs/pods/qwen3_30b_a3b_v5p.py --topology=v5p:4x4x4
 
-Four ways of experts, sixteen of parameters: a mesh along the sides of the torus, and two rows a chip, each of a
+Four ways of experts, sixteen of parameters: a mesh along the sides of the torus, and four rows a chip, each of a
 prompt and two completions, so that an expert has many rows.
 """
 
@@ -24,6 +24,6 @@ def get_config() -> ExperimentConfig:
             slots=2048, max_prompt_tokens=1024, max_new_tokens=3072, prefill_rows=64, decode_steps=16, page_tokens=128
         ),
         rollout=RolloutConfig(prompts=128, group_size=16),
-        update=UpdateConfig(row_tokens=7168, micro_tokens=64 * 14336, logprob_chunk=64 * 6144),
+        update=UpdateConfig(row_tokens=7168, micro_tokens=64 * 28672, logprob_chunk=64 * 12288),
         mesh=MeshConfig(fsdp=16, expert=4),
     )

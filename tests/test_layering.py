@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # launch -> trainer -> parts -> the rooms of a step -> the rooms of one subject -> what everything may use.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("types", "errors", "statistics", "timing", "watchdog", "memory"),
+    ("types", "errors", "figures", "statistics", "timing", "watchdog", "memory"),
     ("keys", "masked", "mesh", "partition", "plots", "signals", "writers", "fingerprint"),
     ("policy", "algo", "verifiers", "data", "text", "report"),
     ("weights", "rollout", "learner", "adaptation"),

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from rlvr import errors, plots, report, statistics, types, writers
+from rlvr import errors, figures, plots, report, statistics, types, writers
 
 WARM, STEPS = 30, 90
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\u202e\ud800 & \"'"
@@ -315,14 +315,14 @@ def test_long_runs_stay_small_and_keep_maxima():
     rows[12_345]["gap/max"] = 7.0
     svgs = plots.draw_plots(rows, {})
     assert len(svgs) == 3 and sum(map(len, svgs)) < 150_000
-    steps, values = plots._thin(*plots.collect_series(rows, "gap/max"), np.nanmax)
+    steps, values = figures.thin(*figures.collect_series(rows, "gap/max"), np.nanmax)
     assert len(steps) == 400 and values.max() == 7.0
     assert (np.diff(steps) > 0).all()
 
 
 def test_series_with_gaps():
     rows = [{"step": 3, "a": 1.0}, {"step": 4}, {"step": 5, "a": None}]
-    steps, values = plots.collect_series(rows, "a")
+    steps, values = figures.collect_series(rows, "a")
     assert steps.tolist() == [3, 5] and values[0] == 1.0 and math.isnan(values[1])
     assert plots.draw_plots([{"step": 0, "reward/mean": None}], {}) == []
 

@@ -13,7 +13,7 @@ from typing import Any
 import markupsafe
 import numpy as np
 
-from rlvr import plots, report, statistics, writers
+from rlvr import figures, report, statistics, writers
 from rlvr.grid.comparison import Estimate, Histories, Line, Verdict, compare, judge
 from rlvr.grid.ledger import STATES, Ledger, Record
 from rlvr.grid.measures import History, Measure, read_history
@@ -234,7 +234,7 @@ def _draw_curves(outcome: Outcome) -> Iterable[str]:
                 steps, values = _bin(steps, values)
             curves.append((point.label, steps, statistics.mean_band(values)))
         if curves:
-            yield plots.draw_bands(metric, "mean over seeds", curves)
+            yield figures.draw_bands(metric, "mean over seeds", curves)
 
 
 def _curve(history: History, metric: str) -> dict[float, float]:

@@ -22,5 +22,5 @@ def get_config() -> ExperimentConfig:
         name="qwen3_30b_a3b_v5p_16k",
         engine=dataclasses.replace(config.engine, slots=1024, max_new_tokens=16384),
         rollout=RolloutConfig(prompts=64, group_size=16),
-        update=UpdateConfig(row_tokens=row, micro_tokens=64 * row, logprob_chunk=64 * 8192),
+        update=UpdateConfig(row_tokens=row, micro_tokens=64 * 2 * row, logprob_chunk=64 * 16384),
     )

@@ -19,6 +19,6 @@ def get_config() -> ExperimentConfig:
         config,
         name="qwen3_30b_a3b_v6e",
         engine=dataclasses.replace(config.engine, slots=1024),
-        update=UpdateConfig(row_tokens=4096, micro_tokens=64 * 4096, logprob_chunk=64 * 1536, moments="host"),
+        update=UpdateConfig(row_tokens=7168, micro_tokens=64 * 7168, logprob_chunk=64 * 1536),
         mesh=MeshConfig(fsdp=8, expert=8),
     )

@@ -30,7 +30,9 @@ def k2(x: Any) -> Any:
 
 def k3(x: Any) -> Any:
     """exp(-x) + x - 1: unbiased and never negative; as a loss its gradient is that of KL(reference || policy)."""
-    return jnp.expm1(jnp.clip(-x, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)) + x
+    # Of a host's array numpy makes it: outside jit JAX would compile it, and keep it, for every number of tokens.
+    xp = x.__array_namespace__()
+    return xp.expm1(xp.clip(-x, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)) + x
 
 
 def k3_plus(x: Any) -> Any:

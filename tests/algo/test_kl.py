@@ -61,6 +61,13 @@ def test_the_weighted_k3_stays_unbiased_off_policy() -> None:
     np.testing.assert_allclose(gradient, REVERSE, atol=1e-6)
 
 
+def test_of_a_hosts_array_nothing_is_compiled() -> None:
+    x = np.float32([-30.0, -1.5, 0.0, 0.25, 30.0])
+    out = k3(x)
+    assert type(out) is np.ndarray and out.dtype == np.float32
+    np.testing.assert_allclose(out, jax.jit(k3)(x), rtol=1e-6)
+
+
 def test_k3_plus_has_the_value_of_k3() -> None:
     x = jnp.array([-2.0, 0.0, 0.5, 3.0])
     np.testing.assert_allclose(k3_plus(x), k3(x), rtol=1e-6)

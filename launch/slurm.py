@@ -5,10 +5,10 @@
 
 One process a GPU; JAX reads the cluster from Slurm. Five minutes before the time limit Slurm sends SIGTERM: the run
 saves itself, the job goes back into the queue, and the same command resumes there; so it does after a preemption or a
-node's failure, and when a process was ended by a signal (the watchdog's, or of a kernel short of memory), up to five
-times at the same step. Another exit status would come again and is reported. Variables of the submitting shell reach
-the job (that is where a judge's key belongs); command lines hold no secret. Standard output is WORKDIR/slurm-JOB.log.
-The checkout and its .venv must be on a shared disk.
+node's failure, and when the first process to fail was ended by a signal (the watchdog's, or of a kernel short of
+memory), up to five times at the same step. Another exit status would come again and is reported. Variables of the
+submitting shell reach the job (that is where a judge's key belongs); command lines hold no secret. Standard output is
+WORKDIR/slurm-JOB.log. The checkout and its .venv must be on a shared disk.
 """
 
 from __future__ import annotations
@@ -112,21 +112,22 @@ set -uo pipefail
 cd {root}
 workdir={workdir}
 again() {{ scontrol requeue "$SLURM_JOB_ID"; }}
-# How each process ended by itself: srun kills the others and says only that.
-export ENDED="$(mktemp -d "$workdir/.ended-XXXXXX")"
-task='trap : TERM; "$@"; status=$?; echo "$status" >"$ENDED/$SLURM_PROCID"; exit "$status"'
+# How the first process that failed ended, and no other: the rest fail because it is gone, or srun kills them.
+export ENDED="$workdir/.ended-$SLURM_JOB_ID"
+rm -f "$ENDED"
+task='trap : TERM; "$@"; status=$?; [ "$status" = 0 ] || (set -C; echo "$status" >"$ENDED") 2>/dev/null; exit "$status"'
 srun --kill-on-bad-exit=1 bash -c "$task" task {train}
 code=$?
-worst="$(cat "$ENDED"/* 2>/dev/null | sort -n | tail -n 1)"
-rm -r "$ENDED"
+first="$(cat "$ENDED" 2>/dev/null)"
+rm -f "$ENDED"
 if [ "$code" = 0 ]; then
   # Without a result: asked to stop, and saved.
   [ -f "$workdir/result.json" ] || again
-elif [ "${{worst:-$code}}" -ge 128 ]; then
+elif [ "${{first:-$code}}" -ge 128 ]; then
   step="$(cat "$workdir/metrics.jsonl" 2>/dev/null | wc -l)"
   echo "$step" >>"$workdir/.crashes"
   crashes="$(grep -cx "$step" "$workdir/.crashes")"
-  echo "ended by signal $((${{worst:-$code}} - 128)) after $step steps, crash $crashes there"
+  echo "ended by signal $((${{first:-$code}} - 128)) after $step steps, crash $crashes there"
   if [ "$crashes" -le {crashes} ]; then again; fi
 fi
 exit "$code"

@@ -62,8 +62,8 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("first", "second", "status", "requeued"),
     [
         ("exit 0", "kill -ALRM $$", 142, True),  # the watchdog
-        ("exit 1", "kill -KILL $$", 137, True),  # the first fails because the other is gone
-        ("exit 1", "exec sleep 60", 137, False),  # srun kills the other and says so
+        ('until [ -s "$ENDED" ]; do sleep 0.01; done; exit 1', "kill -KILL $$", 137, True),  # fails as the other is gone
+        ("exit 1", "exec sleep 60", 137, False),  # srun kills the other, or what it runs, and says so
         ("exit 2", "exit 0", 2, False),
         ("kill -TERM $PPID; exit 0", "exit 0", 0, True),  # a signal for all: the process has saved itself
     ],
@@ -79,7 +79,7 @@ def test_what_was_ended_by_a_signal_is_tried_again(
         SLURM_PROCID=1 "${{@:2:4}}" bash -c {shlex.quote(second)} & other=$!
         SLURM_PROCID=0 "${{@:2:4}}" bash -c {shlex.quote(first)}
         code=$?
-        [ $code = 0 ] || {{ sleep 0.2; pkill -KILL -P $other; kill -KILL $other; }}
+        [ $code = 0 ] || {{ pkill -KILL -P $other; sleep 0.2; kill -KILL $other; }}
         wait $other
         second=$?
         exit $((second > code ? second : code))""")  # fmt: skip

@@ -62,7 +62,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("first", "second", "status", "requeued"),
     [
         ("exit 0", "kill -ALRM $$", 142, True),  # the watchdog
-        ('until [ -s "$ENDED" ]; do sleep 0.01; done; exit 1', "kill -KILL $$", 137, True),  # fails as the other is gone
+        ('until [ -s "$ENDED" ]; do sleep 0.01; done; exit 1', "kill -KILL $$", 137, True),  # fails without the other
         ("exit 1", "exec sleep 60", 137, False),  # srun kills the other, or what it runs, and says so
         ("exit 2", "exit 0", 2, False),
         ("kill -TERM $PPID; exit 0", "exit 0", 0, True),  # a signal for all: the process has saved itself

@@ -241,9 +241,9 @@ def test_hidden_tests_are_not_looked_at() -> None:
     ["", "def turn(s", "\0", "x = '\ud800'", "return 1", "\n" * 100_000 + "x", "(" * 5_000, "-" * 40_000 + "1"],
 )
 def test_what_is_no_readable_program_costs_little_and_raises_nothing_but_unreadable(program: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert flags(program) <= {"unreadable"}
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("tests", ["", "assert (", "\0", [], ["assert turn("], [{"input": 1}], "assert turn(x) == y"])
@@ -267,9 +267,9 @@ def test_too_deep_to_audit_is_said() -> None:
 )
 def test_the_worst_programs_are_audited_quickly(program: str) -> None:
     tests = "\n".join(f"assert turn('k{i}') == 'w{i}'" for i in range(200))
-    start = time.perf_counter()
+    start = time.process_time()
     flags(program, tests)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -381,6 +381,6 @@ def test_a_long_answer_costs_little() -> None:
     text = "".join(
         random.choice(["\\boxed{", "}", "<answer>", "</answer>", "#### ", "\n", "1, ", "or "]) for _ in range(10**5)
     )
-    start = time.perf_counter()
+    start = time.process_time()
     audit.audit_answer(text)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3

@@ -111,10 +111,10 @@ def test_unknown_format():
 
 def test_many_unclosed_boxes_are_fast():
     text = "\\boxed{" * 20_000
-    start = time.perf_counter()
+    start = time.process_time()
     assert extract.extract_strict(text, "boxed") == ()
     assert extract.extract_lenient(text, "boxed", numeric=True) == text
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 PIECES = "\\boxed{ } { \\ $ <answer> </answer> #### <think> </think> Answer: 42 -7 1,234 3/4 . ** x".split()

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -52,10 +53,18 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
         try:
             return main(argv)
         except USER_ERRORS as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            show_error(error)
             return 1
 
     app.run(guarded, flags_parser=parse_flags)
+
+
+def show_error(error: Exception) -> None:
+    """Prints a user's mistake as one line, anything else with its traceback."""
+    if not isinstance(error, USER_ERRORS):
+        traceback.print_exception(error)
+    else:
+        print(f"error: {error}", file=sys.stderr, flush=True)
 
 
 def define_config() -> flags.FlagHolder:

@@ -48,6 +48,10 @@ def main(argv: Sequence[str]) -> int:
         raise errors.ConfigError(f"--time={_TIME.value!r} is not [D-]HH:MM:SS")
     if not _WORKDIR.value.startswith("/"):
         raise errors.ConfigError(f"--workdir={_WORKDIR.value!r} must be an absolute folder that all nodes see")
+    if re.search(r"[\s%\"'\\]", _WORKDIR.value):
+        raise errors.ConfigError(
+            f"--workdir={_WORKDIR.value!r}: sbatch takes no blanks, quotes, '\\' or '%' in its path"
+        )
     for option in _SBATCH.value:
         if not option.startswith("-") or "\n" in option:
             raise errors.ConfigError(
@@ -97,6 +101,7 @@ def write_script(train_flags: list[str]) -> str:
         options="\n".join(f"#SBATCH {option}" for option in options),
         root=shlex.quote(str(ROOT)),
         workdir=shlex.quote(_WORKDIR.value),
+        cpus=_CPUS.value,
         crashes=CRASHES,
         train=train,
     )
@@ -115,8 +120,13 @@ again() {{ scontrol requeue "$SLURM_JOB_ID"; }}
 # How the first process that failed ended, and no other: the rest fail because it is gone, or srun kills them.
 export ENDED="$workdir/.ended-$SLURM_JOB_ID"
 rm -f "$ENDED"
-task='trap : TERM; "$@"; status=$?; [ "$status" = 0 ] || (set -C; echo "$status" >"$ENDED") 2>/dev/null; exit "$status"'
-srun --kill-on-bad-exit=1 bash -c "$task" task {train}
+# Slurm may send SIGTERM to this shell alone, which hands it on, as often as it comes.
+task='trap "kill -TERM \\$! 2>/dev/null" TERM; "$@" &
+  while wait $!; kill -0 $! 2>/dev/null; do :; done
+  wait $!; status=$?  # of its own end, where a signal had broken the waiting off
+  [ "$status" = 0 ] || (set -C; echo "$status" >"$ENDED") 2>/dev/null
+  exit "$status"'
+srun --cpus-per-task={cpus} --kill-on-bad-exit=1 bash -c "$task" task {train}
 code=$?
 first="$(cat "$ENDED" 2>/dev/null)"
 rm -f "$ENDED"

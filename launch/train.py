@@ -6,7 +6,10 @@ DIR/result.json; DIR/report.html is for people.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -33,9 +36,25 @@ def main(argv: Sequence[str]) -> None:
     initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_INDEX.value)
     from rlvr.trainer import train  # after the processes are joined: importing it may touch the devices
 
-    result = train(_CONFIG.value, Path(_WORKDIR.value))
+    with _without_farewell() if _COORDINATOR.value else contextlib.nullcontext():
+        result = train(_CONFIG.value, Path(_WORKDIR.value))
     if result is not None and jax.process_index() == 0:
         cli.print_result(result)
+
+
+@contextlib.contextmanager
+def _without_farewell() -> Iterator[None]:
+    """Ends one of several processes at once where it fails, with exit status 1.
+
+    Before it exits JAX waits for the others, which wait for it in a collective, and then aborts them all: whoever
+    started them would find every one of them ended by a signal, which is tried again, and not the error.
+    """
+    try:
+        yield
+    except Exception as error:
+        cli.show_error(error)
+        sys.stdout.flush()
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,11 @@ class Journal:
         if self._writer:
             self._writer.write(step, {**metrics, **own, "wall_s": self.wall_s})
 
+    def commit(self) -> None:
+        """Makes sure of the lines so far: a checkpoint must not know of steps whose lines can still be lost."""
+        if self._writer:
+            self._writer.commit()
+
     def write_samples(self, step: int, rows: Callable[[], list[dict[str, Any]]]) -> None:
         """Writes rows of samples, which are made only where they are written."""
         if self._writer:

@@ -212,6 +212,7 @@ class Run:
         return evaluation.mean_accuracy(self.record["eval"])
 
     def _save(self, accuracy: float | None = None) -> None:
+        self.journal.commit()
         rollout, facts = self.rollouts.pending()
         record = {**self.record, "rollout": facts, "wall_s": self.journal.wall_s}
         self.checkpoints.save(self.step, self.state, record, accuracy, rollout, self.distillation.moved())

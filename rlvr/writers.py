@@ -122,19 +122,31 @@ class _AppendFile:
     """A file that grows by whole records: a write that fails midway is undone."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._path = path
+        self._descriptor: int | None = None
+        self._open()
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        return self._descriptor
 
     def append(self, record: bytes) -> None:
-        size = os.fstat(self._descriptor).st_size
+        """Adds a record, to a file that was closed too."""
+        descriptor = self._open()
+        size = os.fstat(descriptor).st_size
         try:
             while record:
-                record = record[os.write(self._descriptor, record) :]
+                record = record[os.write(descriptor, record) :]
         except OSError:
-            os.ftruncate(self._descriptor, size)
+            os.ftruncate(descriptor, size)
             raise
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        """Closes the file until the next record."""
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            os.close(descriptor)
 
 
 class _EventFile:
@@ -302,11 +314,15 @@ class MetricsWriter:
         lines = b"".join(encode_row({**row, "step": step}) for row in rows)
         self._attempt("samples.jsonl", lambda: self._samples.append(lines))
 
+    def commit(self) -> None:
+        """Closes the files until the next record: only then a mounted bucket has what was written."""
+        for file in (self._metrics, self._samples, self._events):
+            self._attempt("the workdir", file.close)
+
     def close(self) -> None:
         """Closes the files and the display, and says how much was lost."""
         self._progress.close()
-        for file in (self._metrics, self._samples, self._events):
-            self._attempt("the workdir", file.close)
+        self.commit()
         if self.lost:
             logging.warning("disk full: %d records of metrics and samples were lost in this run", self.lost)
 

@@ -13,13 +13,15 @@ DENSE = ("--config.policy.moe_layers=()", "--config.warm_start.steps=0", "--conf
 MOE = ("--config.warm_start.steps=2", "--config.steps=4", "--config.mesh.expert=2")
 
 
-def start_all(workdir, flags, count=2, devices=2):
+def start_all(workdir, flags, count=2, devices=2, **options):
     """Starts all processes of one run."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     joined = (f"--coordinator={address}", f"--processes={count}")
-    return [tiny.start(workdir, *flags, *joined, f"--process_index={i}", devices=devices) for i in range(count)]
+    return [
+        tiny.start(workdir, *flags, *joined, f"--process_index={i}", devices=devices, **options) for i in range(count)
+    ]
 
 
 def finish_all(processes):
@@ -28,6 +30,21 @@ def finish_all(processes):
     finally:
         for process in processes:
             process.kill()
+
+
+@pytest.mark.parametrize("at_fault", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_error_of_one_process_is_its_exit_status(tmp_path, at_fault):
+    """Not a signal, which launchers take for a crash and start again."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from rlvr import trainer\nfrom rlvr.errors import DataError\nfrom tests.configs.tiny import *\n"
+        "def fail(*_):\n    raise DataError('mine alone')\n"
+        f"if '--process_index={at_fault}' in __import__('sys').argv:\n    trainer.make_eval_sets = fail\n"
+    )
+    processes = start_all(tmp_path / "run", DENSE, config=str(config))
+    outputs = finish_all(processes)  # the other ends by itself
+    assert processes[at_fault].returncode == 1 and "error: mine alone" in outputs[at_fault], outputs
+    assert processes[1 - at_fault].returncode != 0, outputs
 
 
 @pytest.mark.slow

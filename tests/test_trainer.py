@@ -155,7 +155,16 @@ def test_an_objective_of_many_parts_is_logged_and_resumes_exactly(tmp_path, monk
         entropy_target=6.0,
         selection=SelectionConfig(top_entropy=0.5),
     )
-    result = train(config, tmp_path / "whole")
+    saves, save = [], trainer.Checkpoints.save
+
+    def save_what_is_closed(self, step, *arguments):
+        saves.append((step, tiny.lines(tmp_path / "whole"), tiny.open_files(tmp_path / "whole", "*.jsonl")))
+        save(self, step, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Checkpoints, "save", save_what_is_closed)
+        result = train(config, tmp_path / "whole")
+    assert saves == [(2, 2, []), (4, 4, [])]  # a mounted bucket has a file when it is closed
     rows = tiny.read_metrics(tmp_path / "whole")
     bonus = EntropyBonus(0.0, True)
     for row in rows:

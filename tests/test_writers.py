@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from rlvr import errors, writers
+from tests import tiny
 
 
 def open_writer(workdir, resume_step=0, total_steps=10, stream=None):
@@ -55,6 +56,17 @@ def test_metrics_are_lines_and_events(tmp_path):
         (e.step, v.tag): v.simple_value for e in read_events(tmp_path) if e.HasField("summary") for v in e.summary.value
     }
     assert scalars == {(0, "reward/mean"): 0.5, (0, "optimizer/skipped"): 1.0, (1, "my/own"): 2.0}
+
+
+def test_what_is_committed_is_closed_and_goes_on(tmp_path):
+    with open_writer(tmp_path) as writer:
+        for step in range(3):
+            writer.write(step, {"phase": "rl", "reward/mean": 0.5})
+            writer.write_samples(step, [{}])
+            writer.commit()
+            assert not tiny.open_files(tmp_path)
+    assert steps(tmp_path / "metrics.jsonl") == steps(tmp_path / "samples.jsonl") == [0, 1, 2]
+    assert len([event for event in read_events(tmp_path) if event.HasField("summary")]) == 3
 
 
 def test_killed_run_has_one_line_a_step(tmp_path):

@@ -142,6 +142,12 @@ def runs_in_process() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
+def open_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """Returns the files below a folder that this process holds open."""
+    held = [Path(os.path.realpath(link)) for link in Path("/proc/self/fd").iterdir()]
+    return [path for path in held if path.is_relative_to(folder.resolve()) and path.match(pattern)]
+
+
 def command(workdir: Path, *arguments: str, config: str = CONFIG) -> list[str]:
     """The command line of a run; `arguments` are further flags."""
     return [sys.executable, "-m", "launch.train", f"--config={config}", f"--workdir={workdir}", *arguments]

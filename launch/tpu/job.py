@@ -59,12 +59,14 @@ class Probe(NamedTuple):
         worker: its number.
         state: "running", "done", "stopped" (asked to, and saved), "failed" or "absent".
         status: the exit status, where it has one.
+        ended: when it ended, seconds since the epoch; 0 where it could not note it.
         line: the last line of its log.
     """
 
     worker: int
     state: str
     status: int
+    ended: float
     line: str
 
 
@@ -173,8 +175,11 @@ def write_script(job: Job) -> str:
 
 def read_probes(output: str) -> list[Probe]:
     """Returns what workers said, by worker; lines of gcloud and ssh between are passed over."""
-    found = re.findall(r"^RLVR (\d+) (running|done|stopped|failed|absent) (\d+) ?(.*)$", output, re.MULTILINE)
-    return sorted(Probe(int(worker), state, int(status), line.strip()) for worker, state, status, line in found)
+    pattern = r"^RLVR (\d+) (running|done|stopped|failed|absent) (\d+) ([\d.]+) ?(.*)$"
+    return sorted(
+        Probe(int(worker), state, int(status), float(ended), line.strip())
+        for worker, state, status, ended, line in re.findall(pattern, output, re.MULTILINE)
+    )
 
 
 SETUP = """\
@@ -232,14 +237,15 @@ body() {{
 running() {{ [ -f "$here/pid" ] && kill -0 -- "-$(cat "$here/pid")" 2>/dev/null; }}
 
 probe() {{
-  state=absent status=0
+  state=absent status=0 ended=0
   if running; then state=running
   elif [ -f "$here/status" ]; then
-    status="$(cat "$here/status")"
+    status="$(cat "$here/status")" ended="$(stat -c %.3Y "$here/status")"
     case "$status" in 0) state=done ;; 75) state=stopped ;; *) state=failed ;; esac
   elif [ -f "$here/pid" ]; then state=failed status=137
   fi
-  echo "RLVR $worker $state $status $(tail -c 2000 "$here/log" 2>/dev/null | tr -d '\\r' | tail -n 1 | cut -c 1-200)"
+  line="$(tail -c 2000 "$here/log" 2>/dev/null | tr -d '\\r' | tail -n 1 | cut -c 1-200)"
+  echo "RLVR $worker $state $status $ended $line"
 }}
 
 stop() {{

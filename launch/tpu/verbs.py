@@ -217,12 +217,12 @@ def judge(probes: list[Probe]) -> Outcome | None:
         return None
     if all(probe.state == "done" for probe in probes):
         return Outcome("done", f"{len(probes)} workers")
-    for probe in probes:
-        if probe.state == "failed" and probe.status >= 128:  # the others fail because of it
-            return Outcome("crashed", f"worker {probe.worker} was killed by signal {probe.status - 128}: {probe.line}")
-    for probe in probes:
-        if probe.state == "failed":
-            return Outcome("failed", f"worker {probe.worker} ended with status {probe.status}: {probe.line}")
+    failed = [probe for probe in probes if probe.state == "failed"]
+    if failed:
+        first = min(failed, key=lambda probe: probe.ended)  # the others fail because of it
+        if first.status >= 128:
+            return Outcome("crashed", f"worker {first.worker} was killed by signal {first.status - 128}: {first.line}")
+        return Outcome("failed", f"worker {first.worker} ended with status {first.status}: {first.line}")
     other = next(probe for probe in probes if probe.state != "running")
     return Outcome("crashed", f"worker {other.worker} is {other.state}")
 

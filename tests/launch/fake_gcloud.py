@@ -110,13 +110,13 @@ def probe(life: dict[str, Any], state: dict[str, Any], over: bool) -> None:
     state["probes"] += 1
     fate = life.get("fate") if over else "running"
     for worker in range(WORKERS):
-        said = "running 0"
+        said = "running 0 0"
         if fate == "done":
-            said = "done 0"
+            said = "done 0 9"
         elif fate == "refused":
-            said = "failed 1"
+            said = "failed 1 9.5"
         elif fate == "killed" and worker == 2:
-            said = "failed 137"
+            said = "failed 137 9.5"
         elif fate == "dead" and worker == 2:
             continue
         print(f"RLVR {worker} {said} step {state['probes']}/9 reward 0.5")

@@ -37,7 +37,9 @@ def test_a_stopped_run_goes_back_into_the_queue_and_a_finished_one_does_not(
     assert done.returncode == 0, done.stderr
     assert "Submitted batch job 7" in done.stdout
     arguments = (tmp_path / "srun").read_text().splitlines()
-    assert arguments[:3] == ["--kill-on-bad-exit=1", "bash", "-c"] and ".venv/bin/python" in arguments
+    assert (
+        arguments[:4] == ["--cpus-per-task=8", "--kill-on-bad-exit=1", "bash", "-c"] and ".venv/bin/python" in arguments
+    )
     assert arguments[-5:] == [
         "launch.train", "--config=configs/quickstart.py", "--config.name=it's mine", "--coordinator=auto",
         f"--workdir={tmp_path}/run",
@@ -65,7 +67,9 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ('until [ -s "$ENDED" ]; do sleep 0.01; done; exit 1', "kill -KILL $$", 137, True),  # fails without the other
         ("exit 1", "exec sleep 60", 137, False),  # srun kills the other, or what it runs, and says so
         ("exit 2", "exit 0", 2, False),
-        ("kill -TERM $PPID; exit 0", "exit 0", 0, True),  # a signal for all: the process has saved itself
+        # A signal, to the shell alone: it reaches the process, which saves itself.
+        ("trap 'sleep 0.1; exit 0' TERM; kill -TERM $PPID; sleep 20 & wait; exit 3", "exit 0", 0, True),
+        ("trap 'exit 4' TERM; kill -TERM $PPID; sleep 20 & wait; exit 3", "exit 0", 4, False),
     ],
 )
 def test_what_was_ended_by_a_signal_is_tried_again(
@@ -76,8 +80,8 @@ def test_what_was_ended_by_a_signal_is_tried_again(
         left.unlink(missing_ok=True)
     # The wrapper of each process with another command; the first that fails ends the others.
     install(bin_, "srun", f"""
-        SLURM_PROCID=1 "${{@:2:4}}" bash -c {shlex.quote(second)} & other=$!
-        SLURM_PROCID=0 "${{@:2:4}}" bash -c {shlex.quote(first)}
+        SLURM_PROCID=1 "${{@:3:4}}" bash -c {shlex.quote(second)} & other=$!
+        SLURM_PROCID=0 "${{@:3:4}}" bash -c {shlex.quote(first)}
         code=$?
         [ $code = 0 ] || {{ pkill -KILL -P $other; sleep 0.2; kill -KILL $other; }}
         wait $other
@@ -106,6 +110,13 @@ def test_sbatch_that_fails_is_shown_with_what_was_tried(tmp_path: Path) -> None:
     assert "invalid partition" in done.stderr and f"tried: sbatch {tmp_path}/run/job.sbatch" in done.stderr
 
 
-def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
-    done = submit(tmp_path, "--time=soon")
-    assert done.returncode == 1 and "--time='soon' is not [D-]HH:MM:SS" in done.stderr
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--time=soon", "--time='soon' is not [D-]HH:MM:SS"),
+        ("--workdir=/shared/my run", "--workdir='/shared/my run': sbatch takes no blanks"),
+    ],
+)
+def test_what_sbatch_would_not_take_is_refused(tmp_path: Path, flag: str, said: str) -> None:
+    done = submit(tmp_path, flag)
+    assert done.returncode == 1 and said in done.stderr

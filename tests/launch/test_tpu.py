@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from launch.tpu import job as jobs
-from launch.tpu import shell, slices
+from launch.tpu import shell, slices, verbs
 from rlvr import errors
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -285,15 +285,32 @@ class Worker:
 def test_the_script_starts_probes_and_stops(tmp_path: Path) -> None:
     # As a run does: asked to stop, it saves itself and ends with status 0 and no result.
     worker = Worker(tmp_path, 'trap "echo saved; exit 0" TERM\necho "step 3/9"\nwhile :; do sleep 0.1; done')
-    assert jobs.read_probes(worker("probe")) == [jobs.Probe(0, "absent", 0, "")]
+    assert jobs.read_probes(worker("probe")) == [jobs.Probe(0, "absent", 0, 0, "")]
     worker("start")
     assert worker.until("running").state == "running"
     deadline = time.monotonic() + 20
     while "step 3/9" not in worker("probe") and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert jobs.read_probes(worker("probe")) == [jobs.Probe(0, "running", 0, "step 3/9")]
+    assert jobs.read_probes(worker("probe")) == [jobs.Probe(0, "running", 0, 0, "step 3/9")]
     worker("stop")
-    assert jobs.read_probes(worker("probe")) == [jobs.Probe(0, "stopped", 75, "saved")]
+    (probe,) = jobs.read_probes(worker("probe"))
+    assert probe._replace(ended=0) == jobs.Probe(0, "stopped", 75, 0, "saved")
+    assert abs(time.time() - probe.ended) < 60
+
+
+@pytest.mark.parametrize(
+    ("ends", "outcome", "said"),
+    [
+        # An error of one, which ends the others by their SIGABRT; a kill, of which the others fail.
+        (((134, 9.2), (1, 9.1), (134, 9.3)), "failed", "worker 1 ended with status 1"),
+        (((1, 9.2), (134, 9.3), (137, 9.1)), "crashed", "worker 2 was killed by signal 9"),
+        (((1, 9.2), (134, 9.3), (137, 0.0)), "crashed", "worker 2 was killed by signal 9"),
+    ],
+)
+def test_the_first_that_failed_says_why(ends: tuple[tuple[int, float], ...], outcome: str, said: str) -> None:
+    probes = [jobs.Probe(worker, "failed", *end, "a line") for worker, end in enumerate(ends)]
+    judged = verbs.judge(probes)
+    assert judged == verbs.Outcome(outcome, f"{said}: a line")
 
 
 @pytest.mark.parametrize(

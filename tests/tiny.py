@@ -20,7 +20,6 @@ from typing import Any
 from unittest import mock
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType
 
 from rlvr import trainer
@@ -107,39 +106,22 @@ def dense_run() -> Path:
 
 
 def environment(devices: int = 1, *, compiled: bool = True) -> dict[str, str]:
-    """The environment of a launched run with so many simulated CPU devices.
-
-    Compiling is nearly all the time a tiny run takes: unless told otherwise, runs share what is compiled.
-    """
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(session_folder() / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    return os.environ | {
+    """The environment of a launched run with so many simulated CPU devices; `compiled`: whether it may use what others
+    of the session have compiled."""
+    given = {name: value for name, value in os.environ.items() if compiled or name != "JAX_COMPILATION_CACHE_DIR"}
+    return given | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-        **(cache if compiled else {}),
     }
 
 
 @contextlib.contextmanager
 def runs_in_process() -> Iterator[None]:
-    """Lets runs in this process share what is compiled, and use one of its devices only: that is much faster."""
+    """Lets runs in this process use one of its devices only: that is much faster."""
     one = jax.make_mesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:1])
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], str(session_folder() / "compiled"))
-    jax.config.update(names[1], 0)
-    compilation_cache.reset_cache()
-    try:
-        with mock.patch.object(trainer, "make_mesh", lambda config: one):
-            yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
+    with mock.patch.object(trainer, "make_mesh", lambda config: one):
+        yield
 
 
 def open_files(folder: Path, pattern: str = "*") -> list[Path]:

@@ -11,7 +11,7 @@ import dataclasses
 import gc
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,6 +30,9 @@ log = logging.getLogger("rlvr")
 
 # Trees shaped like the trained parameters that a run may carry beside them.
 COPIES = ("reference", "teacher")
+
+# What a checkpoint's folder is called that cannot be read, and that another of its step is to replace.
+DAMAGED, OLD = "damaged-", "replaced-"
 
 # How many bytes of a policy are on their way to its folder at a time, beside its largest array.
 SAVE_BYTES = 64_000_000
@@ -56,6 +59,29 @@ class CheckpointConfig:
         errors.check_at_least("checkpoints.keep_best", self.keep_best, 0)
 
 
+def measure(metrics: Any) -> float:
+    """Returns the held-out accuracy of a checkpoint, less than any if it was not measured."""
+    return float((metrics or {}).get("accuracy", -1.0))
+
+
+@dataclasses.dataclass
+class Best(checkpoint_managers.PreservationPolicy):
+    """Keeps the `count` checkpoints of highest accuracy, of those that have one."""
+
+    count: int
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> Sequence[bool]:
+        """Returns which of the checkpoints, oldest first, are to be kept."""
+        ranked = sorted((measure(info.metrics), i) for i, info in enumerate(checkpoints))
+        best = {i for accuracy, i in ranked[len(ranked) - min(self.count, len(ranked)) :] if accuracy >= 0}
+        return [i in best for i in range(len(checkpoints))]
+
+
 class Restored(NamedTuple):
     """A checkpoint read back: the step it starts, the run's own record, what was sampled for that step already, and the
     copies of the trained parameters by name."""
@@ -72,20 +98,16 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, config: CheckpointConfig):
         self._folder = workdir.absolute() / "checkpoints"
-        policies: list[checkpoint_managers.PreservationPolicy] = [checkpoint_managers.LatestN(config.keep)]
-        if config.keep_best:
-            policies.append(
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics["accuracy"],
-                    n=config.keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        policies = [checkpoint_managers.LatestN(config.keep), Best(config.keep_best)]
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            best_fn=measure,  # without one Orbax holds the metrics in memory only, and a resumed run knows none
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
+        if jax.process_index() == 0:
+            self._drop_replaced()
+        multihost_utils.sync_global_devices("checkpoints that were being replaced")
         self._manager = self._open()
         self._pending: int | None = None
         self.failed_saves = 0
@@ -98,8 +120,10 @@ class Checkpoints:
         accuracy: float | None = None,
         rollout: dict[str, np.ndarray] | None = None,
         copies: Mapping[str, Params] = MappingProxyType({}),
+        again: bool = False,
     ) -> None:
-        """Starts saving what step `step` starts from; returns once the device arrays are copied.
+        """Starts saving what step `step` starts from; returns once the device arrays are copied. One that is saved
+        already stays as it is, but `again` replaces it.
 
         Args:
             rollout: arrays of what was sampled for that step already, the same on all processes.
@@ -109,7 +133,9 @@ class Checkpoints:
         self.wait()
         memory.trim()  # of the copies of the save before: their pieces would be left lying between what lives on
         if step in self._manager.all_steps():
-            return
+            if not again:
+                return
+            self._rename([step], OLD)
         found = {"rollout": rollout, "critic": state.critic}
         more = {name: ocp.args.StandardSave(item) for name, item in found.items() if item is not None}
         items = ocp.args.Composite(
@@ -119,7 +145,7 @@ class Checkpoints:
             **more,
             **{name: ocp.args.StandardSave(tree) for name, tree in copies.items()},
         )
-        metrics = None if accuracy is None else {"accuracy": accuracy}
+        metrics = {} if accuracy is None else {"accuracy": accuracy}
         self._pending = step
         try:
             self._manager.save(step, args=items, metrics=metrics, force=True)
@@ -134,6 +160,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             self._failed(error)
+        if jax.process_index() == 0:
+            self._drop_replaced()
         self._pending = None
 
     def restore(self, targets: Any) -> Restored | None:
@@ -172,7 +200,7 @@ class Checkpoints:
             except Exception as error:  # whatever a damaged file raises, and it raises many things
                 last = first_line(error)
             else:
-                self._set_aside(steps[:i])
+                self._rename(steps[:i], DAMAGED)
                 copies = {name: items[name] for name in COPIES if name in held}
                 state = TrainState(items.params, items.opt_state, items.get("critic"))
                 return Restored(step, state, items.run, items.get("rollout"), copies)
@@ -206,6 +234,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             for path in self._folder.glob(f"{step}*"):
                 shutil.rmtree(path, ignore_errors=True)
+            self._drop_replaced()
         self._manager = self._open()
         good = self._manager.latest_step()
         log.error(
@@ -213,16 +242,26 @@ class Checkpoints:
             step, first_line(error), "none" if good is None else good,
         )  # fmt: skip
 
-    def _set_aside(self, steps: list[int]) -> None:
+    def _rename(self, steps: list[int], prefix: str) -> None:
+        """Sets checkpoints aside."""
         if not steps:
             return
         self._manager.close()
         if jax.process_index() == 0:
             for step in steps:
-                shutil.rmtree(self._folder / f"damaged-{step}", ignore_errors=True)
-                (self._folder / str(step)).rename(self._folder / f"damaged-{step}")
-        multihost_utils.sync_global_devices("damaged checkpoints set aside")
+                shutil.rmtree(self._folder / f"{prefix}{step}", ignore_errors=True)
+                (self._folder / str(step)).rename(self._folder / f"{prefix}{step}")
+        multihost_utils.sync_global_devices("checkpoints set aside")
         self._manager = self._open()
+
+    def _drop_replaced(self) -> None:
+        """Removes what was replaced by a checkpoint that is whole, and puts back what was not."""
+        for old in self._folder.glob(f"{OLD}*"):
+            new = self._folder / old.name.removeprefix(OLD)
+            if new.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(new)
 
 
 def saved_steps(workdir: Path) -> list[int]:

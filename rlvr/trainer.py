@@ -96,7 +96,10 @@ class Run:
                 adaptation.write(self.folder, self.parts.adaptation)
         with contextlib.closing(Checkpoints(self.folder, self.config.checkpoints)) as self.checkpoints:
             self.step, self.state, self.record = self._restore_or_start()
-            writing = MetricsWriter(self.folder, resume_step=self.step, total_steps=self.total) if lead else None
+            # A stop during an evaluation: the step is done, its line and its accuracy are not.
+            self.saved_unfinished = self.step if "unfinished" in self.record else None
+            at, line = self.step, self.step - ("unfinished" in self.record)
+            writing = MetricsWriter(self.folder, at, line, total_steps=self.total) if lead else None
             with writing or contextlib.nullcontext() as writer:
                 self.journal = Journal(writer, self.record["wall_s"])
                 try:
@@ -213,9 +216,10 @@ class Run:
 
     def _save(self, accuracy: float | None = None) -> None:
         self.journal.commit()
+        again = self.step == self.saved_unfinished and "unfinished" not in self.record
         rollout, facts = self.rollouts.pending()
         record = {**self.record, "rollout": facts, "wall_s": self.journal.wall_s}
-        self.checkpoints.save(self.step, self.state, record, accuracy, rollout, self.distillation.moved())
+        self.checkpoints.save(self.step, self.state, record, accuracy, rollout, self.distillation.moved(), again=again)
 
     def _restore_or_start(self) -> tuple[int, Any, dict[str, Any]]:
         """Returns (step, state, record): the newest whole checkpoint's, or the beginning's."""

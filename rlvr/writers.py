@@ -268,12 +268,21 @@ class MetricsWriter:
     The time left is the pace of the last steps of the same phase times all the steps to go.
     """
 
-    def __init__(self, workdir: Path, *, resume_step: int, total_steps: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        resume_step: int,
+        resume_line: int | None = None,
+        *,
+        total_steps: int,
+        stream: TextIO | None = None,
+    ) -> None:
         """Opens the files.
 
         Args:
             workdir: an existing folder.
             resume_step: the first step that this process will run (0 for a new run).
+            resume_line: the first step whose line it will write, if that is another: the step's own part was done.
             total_steps: steps of the whole run, warm start included.
             stream: where progress is shown; standard output if not given.
 
@@ -281,11 +290,12 @@ class MetricsWriter:
             WorkdirError: the lines of an earlier process are damaged or cannot be rewritten.
         """
         self.lost = 0
-        drop_steps_from(workdir / "metrics.jsonl", resume_step)
+        resume_line = resume_step if resume_line is None else resume_line
+        drop_steps_from(workdir / "metrics.jsonl", resume_line)
         drop_steps_from(workdir / "samples.jsonl", resume_step)
         self._metrics = _AppendFile(workdir / "metrics.jsonl")
         self._samples = _AppendFile(workdir / "samples.jsonl")
-        self._events = _EventFile(workdir / "tensorboard", resume_step)
+        self._events = _EventFile(workdir / "tensorboard", resume_line)
         self._progress = _Progress(sys.stdout if stream is None else stream, total_steps)
 
     def __enter__(self) -> MetricsWriter:

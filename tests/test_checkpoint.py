@@ -1,5 +1,6 @@
 """Checkpoints: kept, damaged, refused by a full disk."""
 
+import dataclasses
 import errno
 import logging
 import os
@@ -11,13 +12,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rlvr import checkpoint, errors, partition, trainer
+from rlvr import checkpoint, errors, evaluation, partition, trainer
 from rlvr.checkpoint import CheckpointConfig, Checkpoints
 from rlvr.learner.optimizer import OptimizerConfig, make_optimizer
 from rlvr.learner.state import abstract_state, fresh_state
 from rlvr.learner.trainable import all_parameters
 from rlvr.mesh import MeshConfig, make_mesh
 from rlvr.policy.transformer import Policy
+from rlvr.rollout.engine import Interrupted
 from tests import tiny
 
 CONFIG = tiny.make_config().policy
@@ -83,9 +85,13 @@ def test_nothing_to_restore(tmp_path, setting):
 
 @pytest.mark.parametrize(("keep", "best", "left"), [(2, 1, [2, 5, 6]), (1, 0, [6]), (3, 2, [2, 3, 4, 5, 6])])
 def test_the_last_and_the_best_are_kept(tmp_path, setting, keep, best, left):
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep=keep, keep_best=best))
+    config = CheckpointConfig(keep=keep, keep_best=best)
+    checkpoints = Checkpoints(tmp_path, config)
     for step, accuracy in enumerate((0.1, 0.9, 0.5, None, 0.2, None), 1):
         checkpoints.save(step, setting[0], {}, accuracy)
+        if step == 3:  # a resumed run knows the best of before
+            checkpoints.close()
+            checkpoints = Checkpoints(tmp_path, config)
     checkpoints.close()
     assert steps_on_disk(tmp_path) == left
 
@@ -254,3 +260,40 @@ def test_a_disk_that_is_really_full(small_disk, monkeypatch, caplog):
     assert again["failed_saves"] == 0
     for name in ("params_sha256", "rollout_sha256", "eval"):
         assert again[name] == result[name]
+
+
+def test_a_stop_in_an_evaluation_costs_neither_a_line_nor_the_accuracy(tmp_path, monkeypatch):
+    """Stopped in the evaluation, then killed while that step's checkpoint is replaced by one with its accuracy."""
+    config = dataclasses.replace(tiny.make_config(moe=False), steps=4)
+    config.warm_start.steps, config.evaluation.interval, config.checkpoints.interval = 0, 3, 50
+    evaluate, wait = evaluation.evaluate, checkpoint.Checkpoints.wait
+
+    class Killed(BaseException):
+        pass
+
+    def stop(*arguments, **options):
+        if tiny.lines(tmp_path / "run") == 2:
+            raise Interrupted
+        return evaluate(*arguments, **options)
+
+    def kill(self):
+        if self._pending == 3:
+            raise Killed
+        wait(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", stop)
+        assert trainer.train(config, tmp_path / "run") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "wait", kill)
+        with pytest.raises(Killed):
+            trainer.train(config, tmp_path / "run")
+    # Killed a moment earlier: the new one was not whole.
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "3", ignore_errors=True)
+    assert (tmp_path / "run" / "checkpoints" / "replaced-3").is_dir()
+    ended = trainer.train(config, tmp_path / "run")
+    assert [row["step"] for row in tiny.read_metrics(tmp_path / "run")] == [0, 1, 2, 3]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["3", "4"]
+    assert "accuracy" in (tmp_path / "run" / "checkpoints" / "3" / "metrics" / "metrics").read_text()
+    whole = trainer.train(config, tmp_path / "whole")
+    assert (ended["params_sha256"], ended["eval"]) == (whole["params_sha256"], whole["eval"])

@@ -157,5 +157,5 @@ def _normalise(answer: str) -> str:
     answer = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", answer)
     quantity = numerals.parse_quantity(answer)
     if quantity is not None:
-        return str(quantity.value)
+        return f"{quantity.value.numerator:x}/{quantity.value.denominator:x}"  # in decimal, length has a limit
     return _MARKS.sub("", answer).rstrip(".").casefold()

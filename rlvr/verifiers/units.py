@@ -29,11 +29,15 @@ _COMPOUND = {
 SIGNS = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yen", "₹": "rupee"}
 _FUNCTIONAL = {"per", "square", "squared", "cubic", "cubed", "sq", "cu", "of", "a", "each", "an"}
 
+_POWERS = {"squared", "cubed"}  # of a unit, or else of the number
+
 # Words behind a number that make it a sentence, or mathematics, and not a quantity.
 _NOT_UNITS = frozenset(
     "is are was were be or and not no but if then the answer wrong right maybe than to from by either neither so "
     "sqrt sin cos tan sec csc cot log ln exp pi mod times plus minus over div theta alpha beta gamma lambda sigma "
-    "infinity inf union million billion trillion thousand hundred percent pct percentage arcsin arccos arctan".split()
+    "infinity inf union percent pct percentage arcsin arccos arctan factorial negative below less dozen dozens score "
+    "hundred thousand million billion trillion hundreds thousands millions billions trillions halves thirds fourths "
+    "fifths sixths sevenths eighths ninths tenths hundredths thousandths".split()
 )
 _HOURS = re.compile(r"\b([ap])\.\s?m\b\.?", re.IGNORECASE)
 _WORD = re.compile(r"[A-Za-z]+")
@@ -54,7 +58,7 @@ def parse_unit(text: str, *, marked: bool = False) -> str | None:
     if not _PHRASE.fullmatch(text):
         return None
     words = _WORD.findall(text)
-    if not _NOT_UNITS.isdisjoint(words):
+    if not _NOT_UNITS.isdisjoint(words) or (_FUNCTIONAL.issuperset(words) and not _POWERS.isdisjoint(words)):
         return None
     if not marked and any(len(word) < 3 and word not in _FUNCTIONAL and not _bases(word) for word in words):
         return None

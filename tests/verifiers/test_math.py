@@ -15,6 +15,7 @@ from rlvr.verifiers import base, equivalence, evaluation, expression, latex, sym
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data"
 
 SAME = [
+    ("2^{2^n}", "4^{2^{n-1}}"),  # too large for far numbers
     # numbers
     (r"\frac{1}{2}", "0.5"),
     (r"\frac{1}{2}", r"\dfrac24"),
@@ -123,6 +124,23 @@ SAME = [
 ]
 
 DIFFERENT = [
+    # Thousands are no decimals.
+    ("\\$115,000", "\\$115"),
+    ("15,600", "15.6"),
+    ("5", "5,000"),
+    ("1.234", "1,234"),
+    # What is alike for positive symbols, small ones, or one pair of signs.
+    ("|xz|", "xz"),
+    ("\\sqrt{x_1^2}", "x_1"),
+    ("|x+3|", "x+3"),
+    ("|x-4|", "4-x"),
+    ("|x+4|+|x-4|", "8"),
+    ("\\lceil x/10\\rceil", "\\lceil x/11\\rceil"),
+    # Words that scale the number are no units.
+    ("12", "12 dozen"),
+    ("5", "5 thousands"),
+    ("5", "5 hundredths"),
+    ("7", "7 squared"),
     ("0.5", "0.05"),
     ("1/3", "0.333"),
     (r"\sqrt{2}", "1.41"),
@@ -345,3 +363,9 @@ def test_a_sample_of_real_rows(name):
 @pytest.mark.parametrize("name", GOLDS)
 def test_all_real_rows(name):
     check_rows(name, step=1)
+
+
+@pytest.mark.parametrize("name", ["math", "numeric"])
+def test_a_number_too_long_for_decimal_text_is_wrong_like_others(name):
+    verdict = base.verify(name, "\\boxed{" + 3900 * "9" + "e999}", "5", {})
+    assert (verdict.status, verdict.score) == ("wrong", 0)

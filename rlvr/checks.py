@@ -142,16 +142,16 @@ def _validate_distill(config: ExperimentConfig) -> None:
                 f"rollout.{field}={value} with {name}: teacher and student would be compared on the tokens that passed "
                 "the filter of one of them"
             )
+    if objective.needs_values():
+        raise errors.ConfigError(
+            f"objective.advantage={objective.advantage!r} with {name}: the critic's values know neither the teacher's "
+            "reward nor its prompts (accepted: advantages of groups)"
+        )
     if distill.method != "pi":
         return
     if objective.kl in LOSS_ESTIMATORS:
         raise errors.ConfigError(
             f"objective.kl={objective.kl!r} with {name}, which has its own two KLs, of distill.coef (accepted: none)"
-        )
-    if objective.needs_values():
-        raise errors.ConfigError(
-            f"objective.advantage={objective.advantage!r} with {name}: the critic's values would be those of the "
-            "teacher's prompts alone (accepted: advantages of groups)"
         )
     if objective.routing == "rollout":
         raise errors.ConfigError(

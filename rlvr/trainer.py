@@ -176,10 +176,11 @@ class Run:
         credit = assign_credit(c, episodes, rows, reference, kl_coef, learner.values(self.state, rows), taught)
         lesson = self.distillation.prepare(self.state.params, episodes, rows, credit, reference, taught)
         bonus = EntropyBonus(*self.record.get("entropy_bonus", (c.objective.entropy_coef, True)))
-        more = (bonus.coef * bonus.active, kl_coef, rl_step < c.critic.pretrain_steps, lesson.teacher)
+        critic_only = rl_step < c.critic.pretrain_steps  # the policy does not move: there is nothing to adapt to
+        more = (bonus.coef * bonus.active, kl_coef, critic_only, lesson.teacher)
         self.state, read = learner.update(self.state, lesson.rows, lesson.reference, *more)
         self.distillation.follow(self.state.params, rl_step)
-        if c.objective.entropy_target:  # waits for the update
+        if c.objective.entropy_target and not critic_only:  # waits for the update
             self.record["entropy_bonus"] = adapt_entropy_bonus(bonus, read()["rollout/entropy"], c.objective)
         completions = [e.completion for e in episodes]
         self.record["rollout_sha256"] = fingerprint.chain_completions(self.record["rollout_sha256"], completions)
@@ -188,8 +189,10 @@ class Run:
         metrics = rollout_metrics(collected, credit.rewards, credit.valid, group) | sampling | lesson.metrics
         if reference is not None:
             kl = metrics[self.reference.metric] = mean_kl(rows, reference)
-            self.record["kl_coef"] = adapt_kl_coef(kl_coef, kl, len(rows), c.objective)
-        rollback.watch_reward(self.record, metrics["reward/mean"], self.step, c)
+            if not critic_only:
+                self.record["kl_coef"] = adapt_kl_coef(kl_coef, kl, len(rows), c.objective)
+        if credit.valid.any():
+            rollback.watch_reward(self.record, metrics["reward/mean"], self.step, c)
         rate = functools.partial(learner.learning_rate, rl_step * c.update.optimizer_steps)
         self.journal.open(self.step, {"phase": "rl", **metrics}, lambda: {**read(), "optimizer/lr": rate()})
 

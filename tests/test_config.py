@@ -121,6 +121,10 @@ def test_tiny_is_valid():
             {"critic__pretrain_steps": 7, "objective__advantage": "gae"},
             r"critic\.pretrain_steps=7 is more than steps=6",
         ),
+        (
+            {"distill__method": "on_policy", "objective__advantage": "gae"},
+            r"objective\.advantage='gae' with distill\.method='on_policy'",
+        ),
         ({"critic__optimizer__b1": 2.0}, r"critic\.optimizer\.b1=2\.0"),
         ({"update__micro_tokens": 0}, r"update\.micro_tokens=0 must be at least 1"),
         ({"update__row_tokens": 0}, r"update\.row_tokens=0 must be at least 1"),

@@ -34,7 +34,8 @@ def update(
     """Returns the state after a step: tasks of low score s = I + level J gain weight.
 
     I is the improvement J(now) - J(before), clipped to [-clip, clip]; the logits of z descend g = z (s - sum z s) with
-    AdamW. A task that was not seen keeps its J, and has I = 0.
+    AdamW. A task that was not seen keeps its J, and has I = 0; one that never was
+    has the mean score, and so no gradient.
 
     Args:
         rewards: [K] mean rewards of the step.
@@ -46,15 +47,18 @@ def update(
     logits = np.array(state["logits"])
     weights = np.exp(logits - logits.max())
     weights /= weights.sum()
+    known = seen | np.array([old is not None for old in state["rewards"]])
+    if known.any():
+        scores = np.where(known, scores, np.average(scores[known], weights=weights[known]))
     gradient = weights * (scores - weights @ scores)
     count = state["updates"] + 1
     first = _B1 * np.array(state["first"]) + (1 - _B1) * gradient
     second = _B2 * np.array(state["second"]) + (1 - _B2) * gradient**2
     step = first / (1 - _B1**count) / (np.sqrt(second / (1 - _B2**count)) + _EPSILON)
     logits = logits - learning_rate * (step + _DECAY * logits)
-    known = [float(now) if s else old for old, now, s in zip(state["rewards"], rewards, seen, strict=True)]
+    last = [float(now) if s else old for old, now, s in zip(state["rewards"], rewards, seen, strict=True)]
     arrays = {"logits": logits, "first": first, "second": second}
-    return {**{name: array.tolist() for name, array in arrays.items()}, "updates": count, "rewards": known}
+    return {**{name: array.tolist() for name, array in arrays.items()}, "updates": count, "rewards": last}
 
 
 def plan_round(missing: np.ndarray, flat: np.ndarray, oversample: float) -> list[int]:

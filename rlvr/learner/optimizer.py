@@ -39,10 +39,13 @@ class OptimizerConfig:
     def validate(self, field: str) -> None:
         """Raises ConfigError naming the field that cannot work."""
         errors.check_choice(f"{field}.decay", self.decay, ("constant", "cosine", "linear"))
-        for name in ("learning_rate", "warmup_steps", "epsilon", "weight_decay"):
+        for name in ("learning_rate", "warmup_steps", "weight_decay"):
             errors.check_at_least(f"{field}.{name}", getattr(self, name), 0)
         for name in ("b1", "b2"):
-            errors.check_between(f"{field}.{name}", getattr(self, name), 0.0, 1.0)
+            if not 0 <= getattr(self, name) < 1:
+                raise errors.ConfigError(f"{field}.{name}={getattr(self, name)} must be at least 0 and less than 1")
+        if not self.epsilon > 0:
+            raise errors.ConfigError(f"{field}.epsilon={self.epsilon} must be positive: no gradient would be 0 / 0")
         if not self.max_grad_norm > 0:
             raise errors.ConfigError(f"{field}.max_grad_norm={self.max_grad_norm} must be positive")
         errors.check_at_least(f"{field}.max_skips", self.max_skips, 1)

@@ -40,6 +40,15 @@ def test_the_worst_task_gains_weight_and_equal_ones_share():
     assert weights(state)[1] > 0.9 and weights(state)[0] == pytest.approx(weights(state)[2])
 
 
+def test_a_task_that_was_never_seen_gains_nothing():
+    state = start(3)
+    for _ in range(50):
+        state = update(state, np.array([0.5, 0.3, 0.0]), np.array([True, True, False]), **OPTIONS)
+    assert state["rewards"][2] is None and state["first"][2] == pytest.approx(0, abs=1e-12)
+    assert state["logits"][2] == pytest.approx(0, abs=1e-6)
+    assert weights(state)[1] > weights(state)[2] > weights(state)[0]
+
+
 def test_a_task_that_improves_loses_weight_where_levels_do_not_count():
     state, reward = start(3), np.array([0.2, 0.2, 0.2])
     for _ in range(10):

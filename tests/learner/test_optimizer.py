@@ -80,6 +80,8 @@ def test_a_non_finite_gradient_touches_nothing(bad: float) -> None:
         ({"learning_rate": -1.0}, "optimizer.learning_rate"),
         ({"learning_rate": float("nan")}, "optimizer.learning_rate"),
         ({"b2": 1.5}, "optimizer.b2=1.5"),
+        ({"b1": 1.0}, "optimizer.b1=1.0 must be at least 0 and less than 1"),
+        ({"epsilon": 0.0}, "optimizer.epsilon=0.0 must be positive"),
         ({"max_grad_norm": 0.0}, "optimizer.max_grad_norm=0.0"),
         ({"max_skips": 0}, "optimizer.max_skips=0"),
     ],

@@ -47,16 +47,25 @@ def main(argv: Sequence[str]) -> None:
     """Evaluates every set of the config, or measures the pass rates of what it trains on."""
     del argv
     config, began = _CONFIG.value, time.monotonic()
-    result = _measure(config) if _PASS_RATES.value else _evaluate(config)
+    files = {name: Path(_OUTPUT.value) / name for name in ("result.json", "samples.jsonl")} if _OUTPUT.value else {}
+    for path in files.values():
+        checkpoints.check_output("output", path)
+    if _PASS_RATES.value:
+        checkpoints.check_output("pass_rates", Path(_PASS_RATES.value))
+    result, rows = _measure(config) if _PASS_RATES.value else _evaluate(config)
     result = {"checkpoint": checkpoints.CHECKPOINT.value, **result, "wall_s": time.monotonic() - began}
-    if _OUTPUT.value:
-        Path(_OUTPUT.value).mkdir(parents=True, exist_ok=True)
-        write_json(Path(_OUTPUT.value) / "result.json", result)
-    cli.print_result(result)
+    cli.print_result(result)  # before anything is written: what is found out is not lost with a full disk
+    if _PASS_RATES.value:
+        checkpoints.write_rows("pass_rates", Path(_PASS_RATES.value), rows)
+    elif files:
+        checkpoints.write_rows("output", files["samples.jsonl"], rows)
+    if files:
+        with checkpoints.writing("output", files["result.json"]):
+            write_json(files["result.json"], result)
 
 
-def _evaluate(config: ExperimentConfig) -> dict[str, Any]:
-    """Returns the results of every evaluation set."""
+def _evaluate(config: ExperimentConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns the results of every evaluation set, and the samples."""
     sets = make_eval_sets(config.data)
     samples: list[dict[str, Any]] = []
 
@@ -66,13 +75,11 @@ def _evaluate(config: ExperimentConfig) -> dict[str, Any]:
     with _collecting(config, sets) as (collector, params):
         temperature = config.evaluation.temperature
         results = evaluate(collector, params, sets, seed=config.seed, temperature=temperature, on_episodes=keep)
-    if _OUTPUT.value:
-        checkpoints.write_rows(Path(_OUTPUT.value) / "samples.jsonl", samples)
-    return {"eval": results}
+    return {"eval": results}, samples
 
 
-def _measure(config: ExperimentConfig) -> dict[str, Any]:
-    """Writes the pass rate of every training problem, and returns what they are like by task set."""
+def _measure(config: ExperimentConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns what the pass rates of the training problems are like by task set, and the rate of every problem."""
     everything = dataclasses.replace(config.data, pass_rates="", pass_rate_low=0.0, pass_rate_high=1.0)
     sets = make_train_stream(everything).sources
     with _collecting(config, sets) as (collector, params):
@@ -81,8 +88,8 @@ def _measure(config: ExperimentConfig) -> dict[str, Any]:
             name: list(measure_pass_rates(collector, params, tasks, seed=config.seed, **options))
             for name, tasks in sets.items()
         }
-    checkpoints.write_rows(Path(_PASS_RATES.value), [row for own in rows.values() for row in own])
-    return {"pass_rates": {name: summarize_pass_rates(own) for name, own in rows.items()}}
+    result = {"pass_rates": {name: summarize_pass_rates(own) for name, own in rows.items()}}
+    return result, [row for own in rows.values() for row in own]
 
 
 @contextlib.contextmanager

@@ -24,9 +24,9 @@ CHECKPOINT = flags.DEFINE_string(
 
 
 @contextlib.contextmanager
-def loaded() -> Iterator[tuple[LoadedPolicy, Mesh]]:
-    """Loads --checkpoint on a mesh of all devices (rows split over them) and makes that mesh current."""
-    mesh = make_mesh(MeshConfig())
+def loaded(mesh: Mesh | None = None) -> Iterator[tuple[LoadedPolicy, Mesh]]:
+    """Loads --checkpoint on a mesh (by default of all devices, rows split over them) and makes that mesh current."""
+    mesh = mesh or make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         yield load_policy(Path(CHECKPOINT.value), mesh), mesh
 

@@ -23,13 +23,14 @@ from typing import Any
 from absl import flags
 
 from launch import checkpoints, cli
-from rlvr.checks import validate
+from rlvr.checks import validate, with_policy_of
 from rlvr.config import ExperimentConfig
 from rlvr.data.pipeline import make_eval_sets, make_train_stream
 from rlvr.evaluation import evaluate, measure_pass_rates, summarize_pass_rates
+from rlvr.mesh import make_mesh
 from rlvr.metrics import describe_episode
-from rlvr.parts import check_eval_tasks
-from rlvr.policy.transformer import Params
+from rlvr.parts import check_eval_tasks, check_mesh
+from rlvr.policy.transformer import Params, Policy
 from rlvr.rollout.collect import Collector, Episode
 from rlvr.rollout.engine import Engine
 from rlvr.types import Task
@@ -95,13 +96,15 @@ def _measure(config: ExperimentConfig) -> tuple[dict[str, Any], list[dict[str, A
 @contextlib.contextmanager
 def _collecting(config: ExperimentConfig, sets: Mapping[str, Sequence[Task]]) -> Iterator[tuple[Collector, Params]]:
     """Loads the policy, checks the config and its tasks against it, and gives what samples and verifies."""
-    with checkpoints.loaded() as (loaded, mesh):
-        config = dataclasses.replace(config, policy=loaded.policy.config)
-        validate(config)
+    config = with_policy_of(config, Path(checkpoints.CHECKPOINT.value))
+    validate(config)
+    mesh = make_mesh(config.mesh)
+    check_mesh(config.policy, mesh)
+    with checkpoints.loaded(mesh) as (loaded, _):
         tokenizer = loaded.tokenizer
         verifiers = check_eval_tasks(config, tokenizer, sets)
         engine = Engine(
-            loaded.policy,
+            Policy(config.policy),
             config.engine,
             tokenizer.stop_ids,
             mesh,

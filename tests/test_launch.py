@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import absl.flags
 import jax
@@ -77,9 +78,9 @@ def own_flags() -> Iterator[None]:
 
 def call(module: str, *flags: str) -> None:
     """Calls an entry point in this process, which saves the start of one; what `cli.run` would report is raised."""
-    with own_flags():
+    with own_flags(), mock.patch.object(sys, "argv", [module, *flags]):
         main = importlib.import_module(f"launch.{module}").main
-        main(cli.parse_flags([module, *flags]))
+        main(cli.parse_flags(sys.argv))
 
 
 def write(path: Path, *rows: dict) -> Path:
@@ -140,6 +141,18 @@ def test_evaluate_reports_every_set_and_keeps_the_samples(checkpoint: Path, tmp_
         assert summary["n"] == len(own) > 0
         assert summary["accuracy"] == np.mean([row["status"] == "correct" for row in own])
         assert summary["interval"][0] <= summary["accuracy"] <= summary["interval"][1]
+
+
+def test_evaluate_computes_as_the_config_says(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint gives the shape of the policy only: types, backends and the mesh are the config's, as in a run."""
+    monkeypatch.setattr("rlvr.rollout.engine.Engine", engine := mock.Mock(side_effect=InterruptedError))
+    fields = ("policy.dtype=bfloat16", "policy.moe_backend=ragged", "mesh.tensor=2", "mesh.data=4")
+    flags = [f"--config.{field}" for field in fields]
+    with pytest.raises(InterruptedError):
+        call("evaluate", f"--checkpoint={checkpoint}", "--config=tests/configs/tiny.py", *flags)
+    policy, mesh = engine.call_args.args[0].config, engine.call_args.args[3]
+    assert (policy.dim, policy.dtype, policy.moe_backend) == (24, "bfloat16", "ragged")
+    assert (mesh.shape["data"], mesh.shape["tensor"]) == (4, 2)
 
 
 def test_pass_rates_are_measured_and_read(checkpoint: Path, tmp_path: Path) -> None:

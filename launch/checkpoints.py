@@ -12,7 +12,7 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from rlvr import partition
+from rlvr import errors, partition
 from rlvr.mesh import MeshConfig, make_mesh
 from rlvr.policy_folder import LoadedPolicy, load_policy
 from rlvr.rollout.config import EngineConfig
@@ -24,9 +24,9 @@ CHECKPOINT = flags.DEFINE_string(
 
 
 @contextlib.contextmanager
-def loaded() -> Iterator[tuple[LoadedPolicy, Mesh]]:
-    """Loads --checkpoint on a mesh of all devices (rows split over them) and makes that mesh current."""
-    mesh = make_mesh(MeshConfig())
+def loaded(mesh: Mesh | None = None) -> Iterator[tuple[LoadedPolicy, Mesh]]:
+    """Loads --checkpoint on a mesh (by default of all devices, rows split over them) and makes that mesh current."""
+    mesh = mesh or make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         yield load_policy(Path(CHECKPOINT.value), mesh), mesh
 
@@ -54,11 +54,36 @@ def make_engine(
     )
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes a JSON Lines file; it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def writing(flag: str, path: Path) -> Iterator[None]:
+    """Raises DataError naming the flag and the path where what is inside cannot write it."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.DataError(f"--{flag}: {path} cannot be written: {error}") from error
+
+
+def check_output(flag: str, path: Path) -> None:
+    """Makes the folder of a file that is written at the end, and says at once what would refuse it then.
+
+    Raises:
+        DataError: the path is a folder, or nothing can be written there.
+    """
+    with writing(flag, path):
+        if path.is_dir():
+            raise IsADirectoryError(f"it is a folder; a file is wanted, such as {path / 'out.jsonl'}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.touch()
+        partial.unlink()
+
+
+def write_rows(flag: str, path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes a JSON Lines file, the value of a flag; it appears whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as file:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
-    partial.rename(path)
+    with writing(flag, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w") as file:
+            for row in rows:
+                file.write(json.dumps(row) + "\n")
+        partial.rename(path)

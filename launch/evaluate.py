@@ -23,13 +23,14 @@ from typing import Any
 from absl import flags
 
 from launch import checkpoints, cli
-from rlvr.checks import validate
+from rlvr.checks import validate, with_policy_of
 from rlvr.config import ExperimentConfig
 from rlvr.data.pipeline import make_eval_sets, make_train_stream
 from rlvr.evaluation import evaluate, measure_pass_rates, summarize_pass_rates
+from rlvr.mesh import make_mesh
 from rlvr.metrics import describe_episode
-from rlvr.parts import check_eval_tasks
-from rlvr.policy.transformer import Params
+from rlvr.parts import check_eval_tasks, check_mesh
+from rlvr.policy.transformer import Params, Policy
 from rlvr.rollout.collect import Collector, Episode
 from rlvr.rollout.engine import Engine
 from rlvr.types import Task
@@ -47,16 +48,25 @@ def main(argv: Sequence[str]) -> None:
     """Evaluates every set of the config, or measures the pass rates of what it trains on."""
     del argv
     config, began = _CONFIG.value, time.monotonic()
-    result = _measure(config) if _PASS_RATES.value else _evaluate(config)
+    files = {name: Path(_OUTPUT.value) / name for name in ("result.json", "samples.jsonl")} if _OUTPUT.value else {}
+    for path in files.values():
+        checkpoints.check_output("output", path)
+    if _PASS_RATES.value:
+        checkpoints.check_output("pass_rates", Path(_PASS_RATES.value))
+    result, rows = _measure(config) if _PASS_RATES.value else _evaluate(config)
     result = {"checkpoint": checkpoints.CHECKPOINT.value, **result, "wall_s": time.monotonic() - began}
-    if _OUTPUT.value:
-        Path(_OUTPUT.value).mkdir(parents=True, exist_ok=True)
-        write_json(Path(_OUTPUT.value) / "result.json", result)
-    cli.print_result(result)
+    cli.print_result(result)  # before anything is written: what is found out is not lost with a full disk
+    if _PASS_RATES.value:
+        checkpoints.write_rows("pass_rates", Path(_PASS_RATES.value), rows)
+    elif files:
+        checkpoints.write_rows("output", files["samples.jsonl"], rows)
+    if files:
+        with checkpoints.writing("output", files["result.json"]):
+            write_json(files["result.json"], result)
 
 
-def _evaluate(config: ExperimentConfig) -> dict[str, Any]:
-    """Returns the results of every evaluation set."""
+def _evaluate(config: ExperimentConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns the results of every evaluation set, and the samples."""
     sets = make_eval_sets(config.data)
     samples: list[dict[str, Any]] = []
 
@@ -66,13 +76,11 @@ def _evaluate(config: ExperimentConfig) -> dict[str, Any]:
     with _collecting(config, sets) as (collector, params):
         temperature = config.evaluation.temperature
         results = evaluate(collector, params, sets, seed=config.seed, temperature=temperature, on_episodes=keep)
-    if _OUTPUT.value:
-        checkpoints.write_rows(Path(_OUTPUT.value) / "samples.jsonl", samples)
-    return {"eval": results}
+    return {"eval": results}, samples
 
 
-def _measure(config: ExperimentConfig) -> dict[str, Any]:
-    """Writes the pass rate of every training problem, and returns what they are like by task set."""
+def _measure(config: ExperimentConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns what the pass rates of the training problems are like by task set, and the rate of every problem."""
     everything = dataclasses.replace(config.data, pass_rates="", pass_rate_low=0.0, pass_rate_high=1.0)
     sets = make_train_stream(everything).sources
     with _collecting(config, sets) as (collector, params):
@@ -81,20 +89,22 @@ def _measure(config: ExperimentConfig) -> dict[str, Any]:
             name: list(measure_pass_rates(collector, params, tasks, seed=config.seed, **options))
             for name, tasks in sets.items()
         }
-    checkpoints.write_rows(Path(_PASS_RATES.value), [row for own in rows.values() for row in own])
-    return {"pass_rates": {name: summarize_pass_rates(own) for name, own in rows.items()}}
+    result = {"pass_rates": {name: summarize_pass_rates(own) for name, own in rows.items()}}
+    return result, [row for own in rows.values() for row in own]
 
 
 @contextlib.contextmanager
 def _collecting(config: ExperimentConfig, sets: Mapping[str, Sequence[Task]]) -> Iterator[tuple[Collector, Params]]:
     """Loads the policy, checks the config and its tasks against it, and gives what samples and verifies."""
-    with checkpoints.loaded() as (loaded, mesh):
-        config = dataclasses.replace(config, policy=loaded.policy.config)
-        validate(config)
+    config = with_policy_of(config, Path(checkpoints.CHECKPOINT.value))
+    validate(config)
+    mesh = make_mesh(config.mesh)
+    check_mesh(config.policy, mesh)
+    with checkpoints.loaded(mesh) as (loaded, _):
         tokenizer = loaded.tokenizer
         verifiers = check_eval_tasks(config, tokenizer, sets)
         engine = Engine(
-            loaded.policy,
+            Policy(config.policy),
             config.engine,
             tokenizer.stop_ids,
             mesh,

@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
     """Samples every row."""
     del argv
     rows = [row for _, row in read_rows(Path(_PROMPTS.value))]
+    checkpoints.check_output("output", Path(_OUTPUT.value))
     with checkpoints.loaded() as (loaded, mesh):
         prompts = [encode_row(loaded.tokenizer, row, i) for i, row in enumerate(rows, 1)]
         longest = max(map(len, prompts))
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
             min_p=_MIN_P.value,
         )
     checkpoints.write_rows(
+        "output",
         Path(_OUTPUT.value),
         (
             {

@@ -51,12 +51,13 @@ def score_rows(loaded: LoadedPolicy, rows: list[list[int]], mesh: Mesh, micro_to
 def main(argv: Sequence[str]) -> None:
     """Scores every row."""
     del argv
-    rows = [row for _, row in read_rows(Path(_INPUT.value))]
+    rows, output = [row for _, row in read_rows(Path(_INPUT.value))], Path(_OUTPUT.value)
+    checkpoints.check_output("output", output)
     with checkpoints.loaded() as (loaded, mesh):
         tokens = read_tokens(rows, loaded.policy.config.vocab_size)
         scores = score_rows(loaded, tokens, mesh, _MICRO_TOKENS.value)
-    checkpoints.write_rows(Path(_OUTPUT.value), ({**row, "logprobs": s} for row, s in zip(rows, scores, strict=True)))
-    print(f"wrote log-probs of {len(rows)} rows to {_OUTPUT.value}")
+    checkpoints.write_rows("output", output, ({**row, "logprobs": s} for row, s in zip(rows, scores, strict=True)))
+    print(f"wrote log-probs of {len(rows)} rows to {output}")
 
 
 if __name__ == "__main__":

@@ -283,7 +283,9 @@ def first_line(error: Exception) -> str:
 
 
 def save_params(folder: Path, params: Params) -> None:
-    """Writes parameters to a new folder; it appears whole or not at all."""
+    """Writes parameters to a new folder; it appears whole or not at all. Raises OSError where it cannot be made."""
+    # Where Orbax fails to make it, its threads keep the process from ending for minutes.
+    folder.parent.mkdir(parents=True, exist_ok=True)
     # What is being written is held a second time on the host: without a bound, all of it. Any one array must fit.
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
     with ocp.StandardCheckpointer(save_concurrent_gb=(SAVE_BYTES + largest) / 1e9) as checkpointer:

@@ -28,14 +28,22 @@ def resolve(config: ExperimentConfig) -> ExperimentConfig:
         WeightsError: `checkpoint` holds no policy.
     """
     if config.checkpoint:
-        shape = read_policy_config(Path(config.checkpoint))
-        names = ("dtype", "remat", "moe_backend", "moe_exchange", "attention_backend")
-        runtime = {name: getattr(config.policy, name) for name in names}
-        config = dataclasses.replace(config, policy=dataclasses.replace(shape, **runtime))
+        config = with_policy_of(config, Path(config.checkpoint))
     validate(config)
     for warning in compatibility.warn(config.objective, config.update.optimizer_steps):
         log.warning("%s", warning)
     return config
+
+
+def with_policy_of(config: ExperimentConfig, checkpoint: Path) -> ExperimentConfig:
+    """Returns the config with the shape of a checkpoint's policy; how that is computed stays the config's.
+
+    Raises:
+        WeightsError: the checkpoint holds no policy.
+    """
+    names = ("dtype", "remat", "moe_backend", "moe_exchange", "attention_backend")
+    runtime = {name: getattr(config.policy, name) for name in names}
+    return dataclasses.replace(config, policy=dataclasses.replace(read_policy_config(checkpoint), **runtime))
 
 
 def validate(config: ExperimentConfig) -> None:

@@ -51,8 +51,15 @@ def check_choice(field: str, value: object, choices: Iterable[str]) -> None:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Raises WeightsError unless the folder is absent or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Raises WeightsError unless the folder is empty, or absent and can be made. Its parents are made."""
+    try:
+        used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            folder.rmdir()
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be written: {error}") from error
+    if used:
         raise WeightsError(f"{folder} exists and is not an empty folder: choose another or remove it")
 
 

@@ -35,6 +35,7 @@ from rlvr.rollout.requests import check_prompt
 from rlvr.text.chat import encode_task
 from rlvr.text.tokenizer import ByteTokenizer, Tokenizer, is_same_vocabulary, load_tokenizer
 from rlvr.types import Task
+from rlvr.verifiers.numerals import parse_quantity
 from rlvr.verifiers.pool import VerifierPool
 
 
@@ -283,6 +284,11 @@ def _check_task(config: ExperimentConfig, tokenizer: Tokenizer, task: Task, kind
     name = f"the {kind} task of {task.task!r} that begins {task.prompt[:60]!r}{', with its hint,' if hinted else ''}"
     ids = encode_task(tokenizer, task, hinted=hinted)
     check_prompt(ids, config.engine.max_prompt_tokens, name)
+    if task.verifier == "numeric" and parse_quantity(task.answer) is None:
+        raise errors.DataError(
+            f"{name} has the answer {task.answer[:60]!r}, which verifier='numeric' does not read as a number (accepted "
+            "there: 'math' for lists and expressions, 'exact' for texts)"
+        )
     if hinted and ids == encode_task(tokenizer, task):
         raise errors.DataError(f"{name} is the same prompt as without")
 

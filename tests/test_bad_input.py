@@ -109,6 +109,11 @@ GSM = {"question": "?", "answer": "#### 1"}
             {"train": [ROW | {"demonstration": "9" * 9}]},
             r"demonstration of .* has 10 tokens; accepted: at m",
         ),
+        (
+            "jsonl",
+            {"train": [ROW, ROW | {"prompt": "1,2", "answer": "3,4", "verifier": "numeric"}]},
+            r"begins '1,2' has the answer '3,4', which verifier='numeric' does not read as a number",
+        ),
         ("jsonl", {"train": [ROW], "eval": [LONG]}, r"the evaluation task of .* has 11 tokens"),
         ("jsonl", {"train": []}, r"train\.jsonl: has no rows"),
         ("jsonl", {}, r"data: has neither train\.jsonl nor train\.jsonl\.gz"),

@@ -1,16 +1,23 @@
 """The entry points that use a policy: sample, score, evaluate; and SmolLM2 against transformers."""
 
+import contextlib
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
+import absl.flags
 import jax
 import numpy as np
 import pytest
 
+import launch as launchers
 from launch import cli
+from rlvr import errors
 from rlvr.data.pipeline import make_train_stream
 from rlvr.policy.config import PolicyConfig
 from rlvr.policy.transformer import Policy
@@ -51,6 +58,29 @@ def launch(module: str, *flags: str) -> subprocess.CompletedProcess[str]:
     env = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "HOME": "/tmp"}
     command = [sys.executable, "-m", f"launch.{module}", *flags]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+
+
+@contextlib.contextmanager
+def own_flags() -> Iterator[None]:
+    """Forgets the launchers and their flags afterwards: several declare the same names."""
+    flags, modules = set(absl.flags.FLAGS), set(sys.modules)
+    try:
+        yield
+    finally:
+        absl.flags.FLAGS.unparse_flags()
+        for name in set(absl.flags.FLAGS) - flags:
+            delattr(absl.flags.FLAGS, name)
+        for name in set(sys.modules) - modules:
+            if name.startswith("launch."):
+                del sys.modules[name]
+                vars(launchers).pop(name.removeprefix("launch."), None)
+
+
+def call(module: str, *flags: str) -> None:
+    """Calls an entry point in this process, which saves the start of one; what `cli.run` would report is raised."""
+    with own_flags(), mock.patch.object(sys, "argv", [module, *flags]):
+        main = importlib.import_module(f"launch.{module}").main
+        main(cli.parse_flags(sys.argv))
 
 
 def write(path: Path, *rows: dict) -> Path:
@@ -104,12 +134,25 @@ def test_evaluate_reports_every_set_and_keeps_the_samples(checkpoint: Path, tmp_
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1].removeprefix("RESULT "))
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == result
     rows = read(tmp_path / "out" / "samples.jsonl")
     for name, summary in result["eval"].items():
         own = [row for row in rows if row["set"] == name]
         assert summary["n"] == len(own) > 0
         assert summary["accuracy"] == np.mean([row["status"] == "correct" for row in own])
         assert summary["interval"][0] <= summary["accuracy"] <= summary["interval"][1]
+
+
+def test_evaluate_computes_as_the_config_says(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint gives the shape of the policy only: types, backends and the mesh are the config's, as in a run."""
+    monkeypatch.setattr("rlvr.rollout.engine.Engine", engine := mock.Mock(side_effect=InterruptedError))
+    fields = ("policy.dtype=bfloat16", "policy.moe_backend=ragged", "mesh.tensor=2", "mesh.data=4")
+    flags = [f"--config.{field}" for field in fields]
+    with pytest.raises(InterruptedError):
+        call("evaluate", f"--checkpoint={checkpoint}", "--config=tests/configs/tiny.py", *flags)
+    policy, mesh = engine.call_args.args[0].config, engine.call_args.args[3]
+    assert (policy.dim, policy.dtype, policy.moe_backend) == (24, "bfloat16", "ragged")
+    assert (mesh.shape["data"], mesh.shape["tensor"]) == (4, 2)
 
 
 def test_pass_rates_are_measured_and_read(checkpoint: Path, tmp_path: Path) -> None:
@@ -145,6 +188,29 @@ def test_a_bad_row_is_named(module: str, row: dict, message: str, checkpoint: Pa
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert "Traceback" not in done.stderr and not out.exists()
+
+
+@pytest.mark.parametrize("where", ["", "rows.jsonl/out.jsonl"])
+@pytest.mark.parametrize(
+    ("module", "flag", "others"),
+    [
+        ("sample", "output", ["--prompts=rows.jsonl"]),
+        ("score", "output", ["--input=rows.jsonl"]),
+        ("evaluate", "pass_rates", [f"--config={ROOT / 'tests/configs/tiny.py'}"]),
+        ("evaluate", "output", [f"--config={ROOT / 'tests/configs/tiny.py'}"]),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_policy_is_read(
+    module: str, flag: str, others: list[str], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.jsonl", {"prompt": "hi"})
+    target = tmp_path / (where or ("rows.jsonl" if (module, flag) == ("evaluate", "output") else "folder"))
+    if not where and target.name == "folder":
+        target.mkdir()
+    with pytest.raises(errors.DataError, match=f"--{flag}: {target}.* cannot be written: "):
+        call(module, "--checkpoint=nowhere", f"--{flag}={target}", *others)
+    assert {path.name for path in tmp_path.iterdir()} <= {"rows.jsonl", "folder"}
 
 
 def test_a_folder_without_a_policy_is_refused(tmp_path: Path) -> None:

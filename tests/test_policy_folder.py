@@ -6,6 +6,7 @@ import os
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from rlvr import errors, fingerprint, parts
@@ -37,6 +38,17 @@ def test_policy_folder_round_trip(tmp_path, params):
     with pytest.raises(errors.WeightsError, match="exists and is not an empty folder"):
         save_policy(tmp_path / "policy", CONFIG, params, ByteTokenizer())
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_orbax_is_asked(tmp_path, params, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(ocp, "StandardCheckpointer", None)
+    with pytest.raises(errors.WeightsError, match=r"file/policy cannot be written: .*Not a directory"):
+        errors.check_new_folder(tmp_path / "file" / "policy")
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        save_params(tmp_path / "file" / "policy.partial" / "params", params)
+    errors.check_new_folder(tmp_path / "new" / "policy")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == []
 
 
 def test_a_runs_workdir_is_a_policy_folder():

@@ -25,7 +25,7 @@ from rlvr.data.config import TaskSetConfig, check_options
 
 FIELDS = ("prompt", "answer", "verifier", "task", "system", "demonstration", "hint", "payload", "id")
 _COMPARING = (None, "exact", "numeric", "math", "choice", "f1")
-_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+_NUMBER = re.compile(r"[-+]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?")
 
 
 def make_jsonl(config: TaskSetConfig, split: str, field: str) -> list[types.Task]:
@@ -103,4 +103,4 @@ def _make_task(config: TaskSetConfig, path: Path, number: int, row: dict[str, An
 
 
 def _guess_verifier(answer: str) -> str:
-    return "numeric" if _NUMBER.fullmatch(answer.strip().replace(",", "")) else "exact"
+    return "numeric" if _NUMBER.fullmatch(answer.strip()) else "exact"

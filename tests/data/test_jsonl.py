@@ -44,7 +44,11 @@ def test_every_field_arrives(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "answer, verifier", [("4", "numeric"), ("-1,000.5", "numeric"), ("Lima", "exact"), ("4 apples", "exact")]
+    "answer, verifier",
+    [
+        *[(number, "numeric") for number in ("4", "-1,000.5", "1,234,567", "12345")],
+        *[(text, "exact") for text in ("Lima", "4 apples", "3,4", "1,2,3", "12,5", "12345,678", "1,0000")],
+    ],
 )
 def test_the_verifier_follows_the_answer(tmp_path, answer, verifier):
     write(tmp_path / "train.jsonl", ROW | {"answer": answer})

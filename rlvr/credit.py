@@ -46,8 +46,10 @@ class Credit(NamedTuple):
     def attach(self, rows: Sequence[Row]) -> list[Row]:
         """Returns the rows with what they are to be learned with."""
         each = self.tokens if self.tokens is not None else [float(a) for a in self.advantages]
+        # Without a weight neither a KL nor an entropy bonus learns from it.
         rows = [
-            row._replace(advantage=a, right=bool(right)) for row, a, right in zip(rows, each, self.right, strict=True)
+            row._replace(advantage=a, right=bool(right), weight=row.weight * float(kept))
+            for row, a, right, kept in zip(rows, each, self.right, self.kept, strict=True)
         ]
         if self.values is None or self.returns is None:
             return rows

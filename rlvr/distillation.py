@@ -115,12 +115,12 @@ class Distillation:
         own = self._config
         plain, shown = self._prompts(episodes), self._prompts(episodes, hinted=True)
         assert [tuple(row.prompt) for row in rows] == shown, "the teacher was asked something else than the hinted task"
-        teacher = [
-            row._replace(group=2 * row.group, weight=2 * own.alpha, borrowed=False, choices=None) for row in rows
-        ]
+        sides = [s for s, share in enumerate((own.alpha, 1 - own.alpha)) if share]
+        twice = [row._replace(weight=len(sides) * row.weight, choices=None) for row in rows]
+        teacher = [row._replace(group=2 * row.group, weight=own.alpha * row.weight, borrowed=False) for row in twice]
         student = [
-            row._replace(prompt=prompt, group=2 * row.group + 1, weight=2 - 2 * own.alpha, borrowed=True, choices=None)
-            for row, prompt in zip(rows, plain, strict=True)
+            row._replace(prompt=prompt, group=2 * row.group + 1, weight=(1 - own.alpha) * row.weight, borrowed=True)
+            for row, prompt in zip(twice, plain, strict=True)
         ]
         known: list[list[np.ndarray]] = [[], []]
         if own.compares():
@@ -129,9 +129,6 @@ class Distillation:
         elif own.coef:
             # The other side's log-probs of the same tokens; the teacher's of its own are recorded.
             known = [self._parts.learner.score(params, student), [row.old_logprobs for row in student]]
-        sides = [s for s, share in enumerate((own.alpha, 1 - own.alpha)) if share]
-        if len(sides) == 1:
-            teacher, student = ([row._replace(weight=1.0) for row in side] for side in (teacher, student))
         groups = range(0, len(rows), self._group)
         out = [(teacher, student)[s][g : g + self._group] for g in groups for s in sides]
         reference = [known[s][g : g + self._group] for g in groups for s in sides]

@@ -217,7 +217,7 @@ def test_what_is_not_learned_from_teaches_neither_policy_nor_critic() -> None:
     np.testing.assert_array_equal(told.right, [1, 0, 0, 0])
     assert all(np.all(told.tokens[i] == 0) for i in (1, 2)) and all(np.any(told.tokens[i] != 0) for i in (0, 3))
     rows = told.attach(make_rows(sample(verdicts), G))
-    assert [row.value_weight for row in rows] == [1, 0, 0, 1]
+    assert [row.value_weight for row in rows] == [row.weight for row in rows] == [1, 0, 0, 1]
 
 
 def test_a_penalised_sample_is_no_example() -> None:

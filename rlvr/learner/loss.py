@@ -95,7 +95,7 @@ def chunk_loss(
         penalty = LOSS_ESTIMATORS[objective.kl](masked(x, mask), masked(logprobs - fields["old"], mask))
         loss += masked_sum(fields["kl_coef"] * penalty * weights, mask)
     if objective.entropy_coef or objective.entropy_target:
-        loss -= masked_sum(fields["entropy_coef"] * entropies / fields["sampled"], mask)
+        loss -= masked_sum(fields["entropy_coef"] * entropies / fields["sampled"], mask & (weights != 0))
     if objective.imitation_coef:
         more["loss/imitation"] = -logprobs * fields["imitation"]
         loss += objective.imitation_coef * masked_sum(more["loss/imitation"], mask)

@@ -81,6 +81,20 @@ def test_entropy_is_split_by_the_sign_of_the_advantage() -> None:
     assert np.isnan(report((1.0, 0.0, 0.0))["rollout/entropy_negative"])  # of nothing there is no mean
 
 
+def test_what_has_no_weight_is_in_no_part_of_the_loss() -> None:
+    objective = ObjectiveConfig(kl="k2", kl_coef=0.1, entropy_coef=0.1)
+    far = np.array([[-1.0, -2.0, -3.0, -4.0]], np.float32)
+    names = ("old", "rollout", "reference", "advantages", "entropy_coef", "kl_coef", "sampled", "shares")
+    fields = {name: jnp.full((1, 4), 0.5) for name in names} | {"mask": jnp.ones((1, 4), bool)}
+
+    def loss(logprobs: jax.Array, entropies: jax.Array) -> jax.Array:
+        return chunk_loss(objective, logprobs, entropies, fields | {"weights": jnp.array([[1.0, 1.0, 0.0, 0.0]])})[0]
+
+    slopes = jax.grad(loss, argnums=(0, 1))(jnp.asarray(far), jnp.asarray(-far))
+    for slope in slopes:
+        assert np.all(np.asarray(slope)[0, :2] != 0) and np.all(np.asarray(slope)[0, 2:] == 0)
+
+
 def test_masked_and_truncated_tokens_are_counted_apart() -> None:
     w = np.exp(np.concatenate(NOW).astype(np.float64) - np.concatenate(ROLLOUT))
     above = np.mean(w > 1.1)

@@ -15,7 +15,7 @@ from absl import flags
 
 from launch import checkpoints, cli
 from rlvr import errors, keys
-from rlvr.data.rows import read_rows
+from rlvr.data.rows import read_rows, shorten
 from rlvr.text.chat import encode_prompt
 from rlvr.text.tokenizer import Tokenizer
 from rlvr.types import Request
@@ -38,8 +38,12 @@ def encode_row(tokenizer: Tokenizer, row: dict[str, Any], number: int) -> tuple[
     given = [name for name in ("prompt", "messages") if name in row]
     if len(given) != 1:
         raise errors.DataError(f"row {number} has {given or 'neither field'}; accepted: one of prompt, messages")
+    (field,) = given
+    wanted, words = {"prompt": (str, "a text"), "messages": (list, "a list of turns")}[field]
+    if not isinstance(row[field], wanted):
+        raise errors.DataError(f"row {number}: {field}={shorten(row[field])} must be {words}")
     try:
-        return tuple(encode_prompt(tokenizer, row[given[0]]))
+        return tuple(encode_prompt(tokenizer, row[field]))
     except errors.DataError as error:
         raise errors.DataError(f"row {number}: {error}") from error
 

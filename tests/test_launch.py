@@ -190,6 +190,20 @@ def test_a_bad_row_is_named(module: str, row: dict, message: str, checkpoint: Pa
     assert "Traceback" not in done.stderr and not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": "hi"}, "row 7: messages='hi' must be a list of turns"),
+        ({"messages": 5}, "row 7: messages=5 must be a list of turns"),
+        ({"prompt": 5}, "row 7: prompt=5 must be a text"),
+        ({"prompt": None}, "row 7: prompt=None must be a text"),
+    ],
+)
+def test_what_is_sampled_has_its_type(row: dict, message: str) -> None:
+    with own_flags(), pytest.raises(errors.DataError, match=message):
+        importlib.import_module("launch.sample").encode_row(ByteTokenizer(), row, 7)
+
+
 @pytest.mark.parametrize("where", ["", "rows.jsonl/out.jsonl"])
 @pytest.mark.parametrize(
     ("module", "flag", "others"),

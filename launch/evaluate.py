@@ -23,6 +23,7 @@ from typing import Any
 from absl import flags
 
 from launch import checkpoints, cli
+from rlvr import errors
 from rlvr.checks import validate, with_policy_of
 from rlvr.config import ExperimentConfig
 from rlvr.data.pipeline import make_eval_sets, make_train_stream
@@ -46,8 +47,10 @@ flags.mark_flag_as_required("config")
 
 def main(argv: Sequence[str]) -> None:
     """Evaluates every set of the config, or measures the pass rates of what it trains on."""
-    del argv
+    cli.refuse_arguments(argv)
     config, began = _CONFIG.value, time.monotonic()
+    if _SAMPLES.present and not _PASS_RATES.value:
+        raise errors.ConfigError(f"--samples={_SAMPLES.value} is of --pass_rates: an evaluation samples a task once")
     files = {name: Path(_OUTPUT.value) / name for name in ("result.json", "samples.jsonl")} if _OUTPUT.value else {}
     for path in files.values():
         checkpoints.check_output("output", path)

@@ -50,7 +50,7 @@ def encode_row(tokenizer: Tokenizer, row: dict[str, Any], number: int) -> tuple[
 
 def main(argv: Sequence[str]) -> None:
     """Samples every row."""
-    del argv
+    cli.refuse_arguments(argv)
     rows = [row for _, row in read_rows(Path(_PROMPTS.value))]
     checkpoints.check_output("output", Path(_OUTPUT.value))
     with checkpoints.loaded() as (loaded, mesh):

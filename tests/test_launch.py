@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import absl.app
 import absl.flags
 import jax
 import numpy as np
@@ -202,6 +203,23 @@ def test_a_bad_row_is_named(module: str, row: dict, message: str, checkpoint: Pa
 def test_what_is_sampled_has_its_type(row: dict, message: str) -> None:
     with own_flags(), pytest.raises(errors.DataError, match=message):
         importlib.import_module("launch.sample").encode_row(ByteTokenizer(), row, 7)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("sample", "score", "evaluate", "judge", "verify", "train", "grid", "report", "compile"),
+        *("import_weights", "export_weights", "export_adapter", "upcycle"),
+    ],
+)
+def test_a_flag_without_its_dashes_is_refused(module: str) -> None:
+    with own_flags(), pytest.raises(absl.app.UsageError, match="unexpected argument 'temperature=0': flags begin"):
+        importlib.import_module(f"launch.{module}").main([module, "temperature=0"])
+
+
+def test_samples_are_of_pass_rates_only() -> None:
+    with pytest.raises(errors.ConfigError, match=r"--samples=4 is of --pass_rates"):
+        call("evaluate", "--checkpoint=nowhere", "--config=tests/configs/tiny.py", "--samples=4")
 
 
 @pytest.mark.parametrize("where", ["", "rows.jsonl/out.jsonl"])

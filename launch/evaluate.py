@@ -34,6 +34,7 @@ from rlvr.parts import check_eval_tasks, check_mesh
 from rlvr.policy.transformer import Params, Policy
 from rlvr.rollout.collect import Collector, Episode
 from rlvr.rollout.engine import Engine
+from rlvr.text.tokenizer import check_stop_strings
 from rlvr.types import Task
 from rlvr.verifiers.pool import VerifierPool
 from rlvr.workdir import write_json
@@ -105,6 +106,7 @@ def _collecting(config: ExperimentConfig, sets: Mapping[str, Sequence[Task]]) ->
     check_mesh(config.policy, mesh)
     with checkpoints.loaded(mesh) as (loaded, _):
         tokenizer = loaded.tokenizer
+        check_stop_strings(tokenizer, config.rollout.stop_strings, "rollout.stop_strings")
         verifiers = check_eval_tasks(config, tokenizer, sets)
         engine = Engine(
             Policy(config.policy),

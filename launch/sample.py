@@ -17,7 +17,7 @@ from launch import checkpoints, cli
 from rlvr import errors, keys
 from rlvr.data.rows import read_rows, shorten
 from rlvr.text.chat import encode_prompt
-from rlvr.text.tokenizer import Tokenizer
+from rlvr.text.tokenizer import Tokenizer, check_stop_strings
 from rlvr.types import Request
 
 _PROMPTS = flags.DEFINE_string("prompts", None, "JSON Lines of prompts.", required=True)
@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
     rows = [row for _, row in read_rows(Path(_PROMPTS.value))]
     checkpoints.check_output("output", Path(_OUTPUT.value))
     with checkpoints.loaded() as (loaded, mesh):
+        check_stop_strings(loaded.tokenizer, _STOP.value, "--stop")
         prompts = [encode_row(loaded.tokenizer, row, i) for i, row in enumerate(rows, 1)]
         longest = max(map(len, prompts))
         engine = checkpoints.make_engine(loaded, mesh, longest, _MAX_TOKENS.value, _SLOTS.value, _STOP.value)

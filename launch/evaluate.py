@@ -26,6 +26,7 @@ from launch import checkpoints, cli
 from rlvr import errors
 from rlvr.checks import validate, with_policy_of
 from rlvr.config import ExperimentConfig
+from rlvr.data.pass_rates import distinct_tasks
 from rlvr.data.pipeline import make_eval_sets, make_train_stream
 from rlvr.evaluation import evaluate, measure_pass_rates, summarize_pass_rates
 from rlvr.mesh import make_mesh
@@ -72,6 +73,8 @@ def main(argv: Sequence[str]) -> None:
 def _evaluate(config: ExperimentConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns the results of every evaluation set, and the samples."""
     sets = make_eval_sets(config.data)
+    if not sets:
+        raise errors.ConfigError("there is nothing to evaluate: every data.tasks[*].eval_size is 0")
     samples: list[dict[str, Any]] = []
 
     def keep(name: str, episodes: list[Episode]) -> None:
@@ -86,7 +89,7 @@ def _evaluate(config: ExperimentConfig) -> tuple[dict[str, Any], list[dict[str, 
 def _measure(config: ExperimentConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns what the pass rates of the training problems are like by task set, and the rate of every problem."""
     everything = dataclasses.replace(config.data, pass_rates="", pass_rate_low=0.0, pass_rate_high=1.0)
-    sets = make_train_stream(everything).sources
+    sets = distinct_tasks(make_train_stream(everything).sources)
     with _collecting(config, sets) as (collector, params):
         options = {"samples": _SAMPLES.value, "at_a_time": config.engine.slots, **config.rollout.sampling()}
         rows = {

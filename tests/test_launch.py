@@ -217,9 +217,16 @@ def test_a_flag_without_its_dashes_is_refused(module: str) -> None:
         importlib.import_module(f"launch.{module}").main([module, "temperature=0"])
 
 
-def test_samples_are_of_pass_rates_only() -> None:
-    with pytest.raises(errors.ConfigError, match=r"--samples=4 is of --pass_rates"):
-        call("evaluate", "--checkpoint=nowhere", "--config=tests/configs/tiny.py", "--samples=4")
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--samples=4", "--samples=4 is of --pass_rates"),
+        ("--config.data.tasks[0].eval_size=0", r"nothing to evaluate: every data\.tasks\[\*\]\.eval_size is 0"),
+    ],
+)
+def test_an_evaluation_without_its_object_is_refused(flag: str, message: str) -> None:
+    with pytest.raises(errors.ConfigError, match=message):
+        call("evaluate", "--checkpoint=nowhere", "--config=tests/configs/tiny.py", flag)
 
 
 @pytest.mark.parametrize("where", ["", "rows.jsonl/out.jsonl"])

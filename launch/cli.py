@@ -59,6 +59,12 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
     app.run(guarded, flags_parser=parse_flags)
 
 
+def refuse_arguments(argv: Sequence[str]) -> None:
+    """Raises UsageError where there is more than flags: `temperature=0` without its dashes is no flag."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: flags begin with --")
+
+
 def show_error(error: Exception) -> None:
     """Prints a user's mistake as one line, anything else with its traceback."""
     if not isinstance(error, USER_ERRORS):

@@ -45,7 +45,7 @@ flags.mark_flag_as_required("config")
 
 def main(argv: Sequence[str]) -> int:
     """Compiles, prints, and says whether it fits."""
-    del argv
+    cli.refuse_arguments(argv)
     config, chip = read_config(), chip_of(_TOPOLOGY.value)
     for name in _PROGRAMS.value:
         errors.check_choice("--programs", name, PROGRAMS)

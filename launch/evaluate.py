@@ -23,8 +23,10 @@ from typing import Any
 from absl import flags
 
 from launch import checkpoints, cli
+from rlvr import errors
 from rlvr.checks import validate, with_policy_of
 from rlvr.config import ExperimentConfig
+from rlvr.data.pass_rates import distinct_tasks
 from rlvr.data.pipeline import make_eval_sets, make_train_stream
 from rlvr.evaluation import evaluate, measure_pass_rates, summarize_pass_rates
 from rlvr.mesh import make_mesh
@@ -33,6 +35,7 @@ from rlvr.parts import check_eval_tasks, check_mesh
 from rlvr.policy.transformer import Params, Policy
 from rlvr.rollout.collect import Collector, Episode
 from rlvr.rollout.engine import Engine
+from rlvr.text.tokenizer import check_stop_strings
 from rlvr.types import Task
 from rlvr.verifiers.pool import VerifierPool
 from rlvr.workdir import write_json
@@ -46,8 +49,10 @@ flags.mark_flag_as_required("config")
 
 def main(argv: Sequence[str]) -> None:
     """Evaluates every set of the config, or measures the pass rates of what it trains on."""
-    del argv
+    cli.refuse_arguments(argv)
     config, began = _CONFIG.value, time.monotonic()
+    if _SAMPLES.present and not _PASS_RATES.value:
+        raise errors.ConfigError(f"--samples={_SAMPLES.value} is of --pass_rates: an evaluation samples a task once")
     files = {name: Path(_OUTPUT.value) / name for name in ("result.json", "samples.jsonl")} if _OUTPUT.value else {}
     for path in files.values():
         checkpoints.check_output("output", path)
@@ -68,6 +73,8 @@ def main(argv: Sequence[str]) -> None:
 def _evaluate(config: ExperimentConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns the results of every evaluation set, and the samples."""
     sets = make_eval_sets(config.data)
+    if not sets:
+        raise errors.ConfigError("there is nothing to evaluate: every data.tasks[*].eval_size is 0")
     samples: list[dict[str, Any]] = []
 
     def keep(name: str, episodes: list[Episode]) -> None:
@@ -82,7 +89,7 @@ def _evaluate(config: ExperimentConfig) -> tuple[dict[str, Any], list[dict[str, 
 def _measure(config: ExperimentConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns what the pass rates of the training problems are like by task set, and the rate of every problem."""
     everything = dataclasses.replace(config.data, pass_rates="", pass_rate_low=0.0, pass_rate_high=1.0)
-    sets = make_train_stream(everything).sources
+    sets = distinct_tasks(make_train_stream(everything).sources)
     with _collecting(config, sets) as (collector, params):
         options = {"samples": _SAMPLES.value, "at_a_time": config.engine.slots, **config.rollout.sampling()}
         rows = {
@@ -102,6 +109,7 @@ def _collecting(config: ExperimentConfig, sets: Mapping[str, Sequence[Task]]) ->
     check_mesh(config.policy, mesh)
     with checkpoints.loaded(mesh) as (loaded, _):
         tokenizer = loaded.tokenizer
+        check_stop_strings(tokenizer, config.rollout.stop_strings, "rollout.stop_strings")
         verifiers = check_eval_tasks(config, tokenizer, sets)
         engine = Engine(
             Policy(config.policy),

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from launch import cli
 from rlvr import adaptation, errors, policy_folder
@@ -29,8 +29,7 @@ _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; default: the newes
 
 def main(argv: Sequence[str]) -> None:
     """Reads, writes, and says what was written."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    cli.refuse_arguments(argv)
     output, workdir = Path(_OUTPUT.value).absolute(), Path(_CHECKPOINT.value)
     errors.check_new_folder(output)
     config = policy_folder.read_policy_config(workdir)

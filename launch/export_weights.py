@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from launch import cli, mesh_flags
 from launch.checkpoints import CHECKPOINT
@@ -32,8 +32,7 @@ _SHARD_GB = flags.DEFINE_float("shard_gb", exporter.SHARD_BYTES / 1e9, "Largest 
 
 def main(argv: Sequence[str]) -> None:
     """Reads, writes, and says what was written."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    cli.refuse_arguments(argv)
     output = Path(_OUTPUT.value).absolute()
     source = Path(CHECKPOINT.value)
     # What can be refused without the weights comes before the time of reading them.

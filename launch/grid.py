@@ -49,7 +49,7 @@ _RETRY_FAILED = flags.DEFINE_bool("retry_failed", False, "Runs that failed befor
 
 def main(argv: Sequence[str]) -> int:
     """Checks everything, runs what is left of this shard, and writes the report."""
-    del argv
+    cli.refuse_arguments(argv)
     file, folder = Path(_GRID.value), Path(_WORKDIR.value)
     grid, base = load_grid(file)
     runs = grid.runs()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from launch import cli, mesh_flags
 from rlvr import errors, policy_folder
@@ -25,8 +25,7 @@ OUTPUT = flags.DEFINE_string("output", None, "The policy folder to write; may ex
 
 def main(argv: Sequence[str]) -> None:
     """Reads, writes, and says what was read."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    cli.refuse_arguments(argv)
     output = Path(OUTPUT.value).absolute()
     # Reading takes a while: say at once what writing would refuse at the end.
     errors.check_new_folder(output)

@@ -65,7 +65,7 @@ def encode_question(tokenizer: Tokenizer, messages: judges.Messages) -> tuple[in
 
 def main(argv: Sequence[str]) -> None:
     """Samples a reply to every question that has none yet."""
-    del argv
+    cli.refuse_arguments(argv)
     source = Input(Path(_INPUT.value))
     with checkpoints.loaded() as (loaded, mesh):
         model = f"policy-{fingerprint.hash_params(loaded.params)[:16]}-{_SEED.value}"

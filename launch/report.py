@@ -15,7 +15,7 @@ _WORKDIR = cli.define_workdir("Folder of the run.")
 
 
 def main(argv: Sequence[str]) -> None:
-    del argv
+    cli.refuse_arguments(argv)
     print(report.write_report(Path(_WORKDIR.value)))
 
 

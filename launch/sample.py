@@ -15,9 +15,9 @@ from absl import flags
 
 from launch import checkpoints, cli
 from rlvr import errors, keys
-from rlvr.data.rows import read_rows
+from rlvr.data.rows import read_rows, shorten
 from rlvr.text.chat import encode_prompt
-from rlvr.text.tokenizer import Tokenizer
+from rlvr.text.tokenizer import Tokenizer, check_stop_strings
 from rlvr.types import Request
 
 _PROMPTS = flags.DEFINE_string("prompts", None, "JSON Lines of prompts.", required=True)
@@ -38,18 +38,23 @@ def encode_row(tokenizer: Tokenizer, row: dict[str, Any], number: int) -> tuple[
     given = [name for name in ("prompt", "messages") if name in row]
     if len(given) != 1:
         raise errors.DataError(f"row {number} has {given or 'neither field'}; accepted: one of prompt, messages")
+    (field,) = given
+    wanted, words = {"prompt": (str, "a text"), "messages": (list, "a list of turns")}[field]
+    if not isinstance(row[field], wanted):
+        raise errors.DataError(f"row {number}: {field}={shorten(row[field])} must be {words}")
     try:
-        return tuple(encode_prompt(tokenizer, row[given[0]]))
+        return tuple(encode_prompt(tokenizer, row[field]))
     except errors.DataError as error:
         raise errors.DataError(f"row {number}: {error}") from error
 
 
 def main(argv: Sequence[str]) -> None:
     """Samples every row."""
-    del argv
+    cli.refuse_arguments(argv)
     rows = [row for _, row in read_rows(Path(_PROMPTS.value))]
     checkpoints.check_output("output", Path(_OUTPUT.value))
     with checkpoints.loaded() as (loaded, mesh):
+        check_stop_strings(loaded.tokenizer, _STOP.value, "--stop")
         prompts = [encode_row(loaded.tokenizer, row, i) for i, row in enumerate(rows, 1)]
         longest = max(map(len, prompts))
         engine = checkpoints.make_engine(loaded, mesh, longest, _MAX_TOKENS.value, _SLOTS.value, _STOP.value)

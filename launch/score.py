@@ -50,7 +50,7 @@ def score_rows(loaded: LoadedPolicy, rows: list[list[int]], mesh: Mesh, micro_to
 
 def main(argv: Sequence[str]) -> None:
     """Scores every row."""
-    del argv
+    cli.refuse_arguments(argv)
     rows, output = [row for _, row in read_rows(Path(_INPUT.value))], Path(_OUTPUT.value)
     checkpoints.check_output("output", output)
     with checkpoints.loaded() as (loaded, mesh):

@@ -31,7 +31,7 @@ flags.mark_flag_as_required("config")
 
 def main(argv: Sequence[str]) -> None:
     """Runs or resumes the experiment."""
-    del argv
+    cli.refuse_arguments(argv)
     watchdog.arm(_CONFIG.value.watchdog_s)
     initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS_INDEX.value)
     from rlvr.trainer import train  # after the processes are joined: importing it may touch the devices

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from launch import checkpoints, cli
 from rlvr import errors, policy_folder
@@ -35,8 +35,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the router and the noise.", lower_bou
 
 def main(argv: Sequence[str]) -> None:
     """Reads, upcycles, writes."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    cli.refuse_arguments(argv)
     output = Path(OUTPUT.value).absolute()
     errors.check_new_folder(output)
     dense = read_policy_config(Path(checkpoints.CHECKPOINT.value))

@@ -67,7 +67,7 @@ class _Pending(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Verifies every row that has no verdict yet."""
-    del argv
+    cli.refuse_arguments(argv)
     sandbox = "unsafe" if _UNSAFE.value else "auto"
     judge = judge_flags.read_judge(_JUDGE_URL.value, _JUDGE_MODEL.value, _JUDGE_KEY.value)
     config = VerifierConfig(_WORKERS.value, _TIMEOUT.value, _MEMORY.value, sandbox, judge=judge)

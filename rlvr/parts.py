@@ -33,7 +33,7 @@ from rlvr.rollout.collect import Collector
 from rlvr.rollout.engine import Engine
 from rlvr.rollout.requests import check_prompt
 from rlvr.text.chat import encode_task
-from rlvr.text.tokenizer import ByteTokenizer, Tokenizer, is_same_vocabulary, load_tokenizer
+from rlvr.text.tokenizer import ByteTokenizer, Tokenizer, check_stop_strings, is_same_vocabulary, load_tokenizer
 from rlvr.types import Task
 from rlvr.verifiers.numerals import parse_quantity
 from rlvr.verifiers.pool import VerifierPool
@@ -234,13 +234,14 @@ def read_tokenizer(config: ExperimentConfig) -> Tokenizer:
 
     Raises:
         WeightsError: it cannot be loaded.
-        ConfigError: the policy's vocabulary does not hold it.
+        ConfigError: the policy's vocabulary does not hold it, or a stop string holds a special token.
     """
     tokenizer = load_tokenizer(Path(config.checkpoint) / "tokenizer") if config.checkpoint else ByteTokenizer()
     if tokenizer.vocab_size > config.policy.vocab_size:
         raise errors.ConfigError(
             f"policy.vocab_size={config.policy.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}"
         )
+    check_stop_strings(tokenizer, config.rollout.stop_strings, "rollout.stop_strings")
     return tokenizer
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import absl.app
 import absl.flags
 import jax
 import numpy as np
@@ -188,6 +189,44 @@ def test_a_bad_row_is_named(module: str, row: dict, message: str, checkpoint: Pa
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert "Traceback" not in done.stderr and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": "hi"}, "row 7: messages='hi' must be a list of turns"),
+        ({"messages": 5}, "row 7: messages=5 must be a list of turns"),
+        ({"prompt": 5}, "row 7: prompt=5 must be a text"),
+        ({"prompt": None}, "row 7: prompt=None must be a text"),
+    ],
+)
+def test_what_is_sampled_has_its_type(row: dict, message: str) -> None:
+    with own_flags(), pytest.raises(errors.DataError, match=message):
+        importlib.import_module("launch.sample").encode_row(ByteTokenizer(), row, 7)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("sample", "score", "evaluate", "judge", "verify", "train", "grid", "report", "compile"),
+        *("import_weights", "export_weights", "export_adapter", "upcycle"),
+    ],
+)
+def test_a_flag_without_its_dashes_is_refused(module: str) -> None:
+    with own_flags(), pytest.raises(absl.app.UsageError, match="unexpected argument 'temperature=0': flags begin"):
+        importlib.import_module(f"launch.{module}").main([module, "temperature=0"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--samples=4", "--samples=4 is of --pass_rates"),
+        ("--config.data.tasks[0].eval_size=0", r"nothing to evaluate: every data\.tasks\[\*\]\.eval_size is 0"),
+    ],
+)
+def test_an_evaluation_without_its_object_is_refused(flag: str, message: str) -> None:
+    with pytest.raises(errors.ConfigError, match=message):
+        call("evaluate", "--checkpoint=nowhere", "--config=tests/configs/tiny.py", flag)
 
 
 @pytest.mark.parametrize("where", ["", "rows.jsonl/out.jsonl"])

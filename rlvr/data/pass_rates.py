@@ -42,9 +42,29 @@ def find_rate(task: types.Task, rates: Mapping[int, float]) -> float:
     if task.prompt_id not in rates:
         raise errors.DataError(
             f"data.pass_rates knows no rate of the training task of {task.task!r} that begins {task.prompt[:60]!r} "
-            f"(prompt_id {task.prompt_id}): measure it with launch.evaluate --pass_rates"
+            f"(prompt_id {task.prompt_id}): it was not measured, or none of its samples had a score (n is 0 there). "
+            "Measure it with launch.evaluate --pass_rates, and leave out what cannot be scored"
         )
     return rates[task.prompt_id]
+
+
+def distinct_tasks(sources: Mapping[str, Sequence[types.Task]]) -> dict[str, LazyTasks]:
+    """Returns the sets without problems that came before, there or in another set: measured apart, they would get the
+    same samples again, which are no further evidence."""
+    seen: set[int] = set()
+    distinct = {}
+    for label, source in sources.items():
+        kept = []
+        for i, task in enumerate(source):
+            if task.prompt_id not in seen:
+                seen.add(task.prompt_id)
+                kept.append(i)
+        distinct[label] = _choose(source, kept)
+    return distinct
+
+
+def _choose(source: Sequence[types.Task], kept: Sequence[int]) -> LazyTasks:
+    return LazyTasks(len(kept), lambda i: source[kept[i]])
 
 
 def select_tasks(
@@ -61,4 +81,4 @@ def select_tasks(
             f"no training task of {label!r} has a pass rate between data.pass_rate_low={low} and "
             f"data.pass_rate_high={high}"
         )
-    return LazyTasks(len(kept), lambda i: source[kept[i]])
+    return _choose(source, kept)

@@ -58,7 +58,7 @@ def read_text(path: Path, number: int, row: dict[str, Any], field: str, default:
     """Returns a text field of a row; `default`, if there is one, where the row lacks it.
 
     Raises:
-        DataError: the field is missing, not a text, or blank although there is no default.
+        DataError: the field is missing, not a text that UTF-8 can hold, or blank although there is no default.
     """
     if field not in row:
         if default is not None:
@@ -70,6 +70,13 @@ def read_text(path: Path, number: int, row: dict[str, Any], field: str, default:
     value = row[field]
     if not isinstance(value, str):
         raise errors.DataError(f"{path}, line {number}: the field {field!r} must be a text, not {shorten(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise errors.DataError(
+            f"{path}, line {number}: the field {field!r} holds half of a surrogate pair at character {error.start}: "
+            f"{shorten(value[error.start :])}"
+        ) from error
     if not value.strip() and default is None:
         raise errors.DataError(f"{path}, line {number}: the field {field!r} is blank")
     return value

@@ -221,6 +221,19 @@ def is_same_vocabulary(a: Tokenizer, b: Tokenizer) -> bool:
     return all(a.token_text(i) == b.token_text(i) for i in range(a.vocab_size))
 
 
+def check_stop_strings(tokenizer: Tokenizer, stop_strings: Iterable[str], field: str) -> None:
+    """Raises ConfigError for a stop string with a special token: decoded text has none, it would never match."""
+    for text in stop_strings:
+        for token in tokenizer.encode(text):
+            name = tokenizer.token_text(token)
+            if name in text and not tokenizer.decode([token]):
+                hint = ", and ends a completion already" if token in tokenizer.stop_ids else ""
+                raise errors.ConfigError(
+                    f"{field}={text!r} holds the special token {name!r}, which stands in no completion's text{hint} "
+                    "(accepted: ordinary text)"
+                )
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Reads what `save` wrote, or the tokenizer of a Hugging Face folder.
 

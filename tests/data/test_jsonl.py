@@ -79,6 +79,7 @@ def test_evaluation_prompts_must_not_be_trained_on(tmp_path):
     [
         ({"prompt": "x"}, r"train.jsonl, line 3: the field 'answer' is missing"),
         (ROW | {"answer": 4}, "line 3: the field 'answer' must be a text, not 4"),
+        (ROW | {"demonstration": "so \ud83d"}, "line 3: the field 'demonstration' holds half of a surrogate pair"),
         (ROW | {"prompt": ""}, "line 3: the field 'prompt' is blank"),
         (
             ROW | {"demonstraton": "4"},

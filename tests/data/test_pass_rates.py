@@ -6,7 +6,7 @@ import pytest
 
 from rlvr import errors
 from rlvr.data import arms, config, pipeline
-from rlvr.data.pass_rates import read_pass_rates
+from rlvr.data.pass_rates import distinct_tasks, read_pass_rates
 
 
 def make_config(sizes=(12, 6), **changes):
@@ -50,8 +50,14 @@ def test_an_unknown_rate_and_an_empty_set_are_named(rates, tmp_path):
         pipeline.make_train_stream(make_config(pass_rates=rates, pass_rate_low=0.9))
     unscored = write(tmp_path / "none.jsonl", [{"prompt_id": 1, "task": "sums", "n": 0, "correct": 0}])
     assert read_pass_rates(tmp_path / "none.jsonl") == {}
-    with pytest.raises(errors.DataError, match="knows no rate"):
+    with pytest.raises(errors.DataError, match=r"knows no rate .* or none of its samples had a score \(n is 0 there\)"):
         pipeline.make_train_stream(make_config(pass_rates=unscored))
+
+
+def test_a_problem_is_measured_once():
+    sums, products = (list(source) for source in pipeline.make_train_stream(make_config()).sources.values())
+    distinct = distinct_tasks({"a": [*sums, *sums[:3]], "b": [*products, sums[5], *products]})
+    assert {label: list(tasks) for label, tasks in distinct.items()} == {"a": sums, "b": products}
 
 
 @pytest.mark.parametrize("changed", [{"correct": 9}, {"n": None}, {"prompt_id": "7"}, {"correct": True}])

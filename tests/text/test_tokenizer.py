@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from rlvr import errors
-from rlvr.text.tokenizer import BpeTokenizer, ByteTokenizer, load_tokenizer
+from rlvr.text.tokenizer import BpeTokenizer, ByteTokenizer, check_stop_strings, load_tokenizer
 
 
 @pytest.fixture
@@ -61,6 +61,16 @@ def test_folder_round_trip(folder, tmp_path):
         assert tokenizer.encode("he", add_special_tokens=True) == [257, 256]
         assert tokenizer.decode([256, 100_000]) == "he"
         assert tokenizer.token_text(258) == "</s>"
+
+
+def test_a_stop_string_with_a_special_token_is_refused(folder):
+    bpe = load_tokenizer(folder)
+    check_stop_strings(bpe, ("he", " \n", "é", "<s"), "--stop")
+    check_stop_strings(ByteTokenizer(), ("<eos>",), "--stop")
+    with pytest.raises(errors.ConfigError, match=r"--stop='<\|im_end\|>' holds .* and ends a completion already"):
+        check_stop_strings(bpe, ("he", "<|im_end|>"), "--stop")
+    with pytest.raises(errors.ConfigError, match=r"--stop='h<s>' holds the special token '<s>', .* text \(accepted"):
+        check_stop_strings(bpe, ("h<s>",), "--stop")
 
 
 def test_saved_files_are_read_by_transformers(folder, tmp_path):

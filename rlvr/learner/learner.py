@@ -299,8 +299,12 @@ class Learner:
 
 
 def split_groups(rows: Sequence[Row], parts: int) -> list[slice]:
-    """Returns which rows each of `parts` minibatches has: whole groups, as evenly as they go, at least one in each."""
-    starts = [i for i, row in enumerate(rows) if i == 0 or row.group != rows[i - 1].group]
+    """Returns which rows each of `parts` minibatches has: whole groups, as evenly as they go, at least one in each.
+
+    The two sides of a prompt (`Row.borrowed`), groups 2 g and 2 g + 1, stay together: their weights are for both.
+    """
+    prompts = [row.group if row.borrowed is None else row.group // 2 for row in rows]
+    starts = [i for i, prompt in enumerate(prompts) if i == 0 or prompt != prompts[i - 1]]
     parts = min(parts, len(starts))
     cuts = [starts[len(starts) * part // parts] for part in range(parts)] + [len(rows)]
     return [slice(*pair) for pair in itertools.pairwise(cuts)]

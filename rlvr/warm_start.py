@@ -70,6 +70,7 @@ def keep_start(config: ExperimentConfig, start: Path, params: Params) -> None:
     if folder is not None and not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a process of this number that was killed here
         shutil.copytree(start, partial)
         try:
             partial.rename(folder)

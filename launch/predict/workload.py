@@ -66,7 +66,7 @@ class Workload:
     @property
     def update_tokens(self) -> int:
         """Tokens that a step's updates run: sequences of a group in one row share their prompt."""
-        return self.shares * self.prompt + self.sequences * self.completion
+        return self.config.update.epochs * (self.shares * self.prompt + self.sequences * self.completion)
 
     @property
     def sharing(self) -> int:
@@ -112,11 +112,10 @@ class Workload:
 
         Recomputing activations is not counted: that is what a compiler or a config chooses to do.
         """
-        length = self.prompt + self.completion
-        keys = self.sequences * length * (length + 1) // 2
-        return 3.0 * forward_flops(
-            self.config.policy, self.update_tokens, keys, self.sequences * self.completion
-        )  # fmt: skip
+        length, epochs = self.prompt + self.completion, self.config.update.epochs
+        keys = epochs * self.sequences * length * (length + 1) // 2
+        scored = epochs * self.sequences * self.completion
+        return 3.0 * forward_flops(self.config.policy, self.update_tokens, keys, scored)
 
     def trips(self, program: str) -> Trips:
         """Returns how often the loops of a program run whose bounds are not constants, and the pairs of blocks or the

@@ -113,6 +113,12 @@ def perform_on_cluster(verb: str, wanted: Slice, job: Job) -> None:
     """Does a verb on a GKE cluster."""
     if job.secrets:
         raise errors.ConfigError("--secret with --cluster: give the job a Kubernetes secret or a Workload Identity")
+    for flag in (_RESERVED, _RUNTIME, _ACCOUNT, _VALID, _SETUP):
+        if flag.value:
+            raise errors.ConfigError(
+                f"--{flag.name}={flag.value} with --cluster: it is of the VMs that launch.tpu makes by itself; make the "
+                "cluster as it is to be (xpk cluster create), and the image with what the job needs"
+            )
     cluster = gke.Cluster(_CLUSTER.value, _IMAGE.value, _MOUNT.value, _RESTARTS.value)
     gke.check_cluster(cluster)
     if _DRY_RUN.value:

@@ -332,6 +332,11 @@ def test_by_hand_six_operations_a_parameter_and_token() -> None:
     assert workload.update_flops() == pytest.approx(
         6 * parameters * workload.update_tokens + 6 * 512 * 1024 * completions + attention
     )
+    epochs = dataclasses.replace(config, update=dataclasses.replace(config.update, epochs=3))
+    longer = dataclasses.replace(workload, config=epochs)
+    assert longer.micro_batches == 3 * workload.micro_batches
+    assert longer.update_tokens == 3 * workload.update_tokens
+    assert longer.update_flops() == pytest.approx(3 * workload.update_flops())
 
 
 def run_entry(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -243,6 +243,9 @@ def test_xpk_gets_the_same_job(cloud: Cloud) -> None:
     assert [f"xpk {line}" for line in called] == dry_lines(done.stdout)
     missing = cloud("run", *CHIPS, "--cluster=pods", *JOB, *TRAIN)
     assert missing.returncode == 1 and "--image" in missing.stderr
+    for flag in ("--reserved", "--setup=true", "--runtime_version=v2"):
+        refused = cloud("create", *CHIPS, "--cluster=pods", flag)
+        assert refused.returncode == 1 and flag.split("=")[0] in refused.stderr
 
 
 def test_accelerator_types_follow_from_topologies() -> None:

@@ -48,6 +48,16 @@ def encode_row(tokenizer: Tokenizer, row: dict[str, Any], number: int) -> tuple[
         raise errors.DataError(f"row {number}: {error}") from error
 
 
+def check_lengths(prompts: Sequence[Sequence[int]], max_tokens: int, limit: int) -> None:
+    """Raises DataError naming the first row whose sequence may be longer than the context, 0 being no limit."""
+    for number, prompt in enumerate(prompts, 1):
+        if limit and len(prompt) + max_tokens > limit:
+            raise errors.DataError(
+                f"row {number}: its prompt of {len(prompt)} tokens and --max_tokens={max_tokens} are together longer "
+                f"than policy.context_length={limit}, which the weights were made for"
+            )
+
+
 def main(argv: Sequence[str]) -> None:
     """Samples every row."""
     cli.refuse_arguments(argv)
@@ -56,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
     with checkpoints.loaded() as (loaded, mesh):
         check_stop_strings(loaded.tokenizer, _STOP.value, "--stop")
         prompts = [encode_row(loaded.tokenizer, row, i) for i, row in enumerate(rows, 1)]
+        check_lengths(prompts, _MAX_TOKENS.value, loaded.policy.config.context_length)
         longest = max(map(len, prompts))
         engine = checkpoints.make_engine(loaded, mesh, longest, _MAX_TOKENS.value, _SLOTS.value, _STOP.value)
         requests = [

@@ -205,6 +205,21 @@ def test_what_is_sampled_has_its_type(row: dict, message: str) -> None:
         importlib.import_module("launch.sample").encode_row(ByteTokenizer(), row, 7)
 
 
+def test_a_row_longer_than_the_context_is_named() -> None:
+    with own_flags():
+        check = importlib.import_module("launch.sample").check_lengths
+        check([[1] * 4, [1] * 6], 10, 16)
+        check([[1] * 4, [1] * 6], 10, 0)
+        with pytest.raises(errors.DataError, match=r"row 2: its prompt of 7 tokens and --max_tokens=10 .*_length=16"):
+            check([[1] * 4, [1] * 7], 10, 16)
+    with own_flags():
+        read_tokens = importlib.import_module("launch.score").read_tokens
+        rows = [{"tokens": [1] * 16}, {"tokens": [1] * 17}]
+        assert read_tokens(rows, PolicyConfig(context_length=0)) == [row["tokens"] for row in rows]
+        with pytest.raises(errors.DataError, match=r"row 2: 17 tokens are more than policy\.context_length=16"):
+            read_tokens(rows, PolicyConfig(context_length=16))
+
+
 @pytest.mark.parametrize(
     "module",
     [

@@ -62,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
     """Samples every row."""
     cli.refuse_arguments(argv)
     rows = [row for _, row in read_rows(Path(_PROMPTS.value))]
+    errors.check_temperature("--temperature", _TEMPERATURE.value)
     checkpoints.check_output("output", Path(_OUTPUT.value))
     with checkpoints.loaded() as (loaded, mesh):
         check_stop_strings(loaded.tokenizer, _STOP.value, "--stop")

@@ -29,7 +29,14 @@ _TOP_P = flags.DEFINE_float("top_p", 1.0, "Only the most probable tokens that ha
 _MIN_P = flags.DEFINE_float("min_p", 0.0, "Only tokens at least this much as probable as the most probable.")
 _STOP = flags.DEFINE_multi_string("stop", [], "A text that ends a completion; may be given several times.")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Longest completion, in tokens.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "A row's samples depend on it, the row's number, and nothing else.", 0)
+_SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "A row's samples depend on it and on the row's number, not on other rows; with other --slots the last bits of "
+    "their log-probs may differ.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+)
 _SLOTS = flags.DEFINE_integer("slots", 32, "Sequences that decode together.", lower_bound=1)
 
 

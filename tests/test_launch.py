@@ -244,6 +244,28 @@ def test_an_evaluation_without_its_object_is_refused(flag: str, message: str) ->
         call("evaluate", "--checkpoint=nowhere", "--config=tests/configs/tiny.py", flag)
 
 
+@pytest.mark.parametrize(
+    ("module", "flags", "error", "message"),
+    [
+        ("sample", ["--prompts=p", "--seed=4294967296"], SystemExit, "flag --seed=4294967296"),
+        ("upcycle", ["--seed=4294967296"], SystemExit, "flag --seed=4294967296"),
+        ("export_weights", ["--shard_gb=inf"], errors.ConfigError, "--shard_gb=inf must be a finite number"),
+        ("export_weights", ["--shard_gb=nan"], errors.ConfigError, "--shard_gb=nan must be a finite number"),
+    ],
+)
+def test_a_flag_out_of_its_range_is_refused(
+    module: str,
+    flags: list[str],
+    error: type[BaseException],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(error) as raised:
+        call(module, "--checkpoint=nowhere", f"--output={tmp_path / 'out'}", *flags)
+    assert message in f"{raised.value} {capsys.readouterr().err}"
+
+
 @pytest.mark.parametrize("where", ["", "rows.jsonl/out.jsonl"])
 @pytest.mark.parametrize(
     ("module", "flag", "others"),

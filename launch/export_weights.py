@@ -10,6 +10,7 @@ or --family; a policy that it cannot express is refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,8 @@ _SHARD_GB = flags.DEFINE_float("shard_gb", exporter.SHARD_BYTES / 1e9, "Largest 
 def main(argv: Sequence[str]) -> None:
     """Reads, writes, and says what was written."""
     cli.refuse_arguments(argv)
+    if not math.isfinite(_SHARD_GB.value):
+        raise errors.ConfigError(f"--shard_gb={_SHARD_GB.value} must be a finite number of at least 0")
     output = Path(_OUTPUT.value).absolute()
     source = Path(CHECKPOINT.value)
     # What can be refused without the weights comes before the time of reading them.

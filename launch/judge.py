@@ -25,7 +25,7 @@ from rlvr.types import Request
 from rlvr.verifiers import judges, rows, rubric
 
 _INPUT = flags.DEFINE_string("input", None, "JSON Lines, plain or .gz.", required=True)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.", 0, 2**32 - 1)
 _SLOTS = flags.DEFINE_integer("slots", 32, "Sequences that decode together.", lower_bound=1)
 
 

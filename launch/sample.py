@@ -29,7 +29,14 @@ _TOP_P = flags.DEFINE_float("top_p", 1.0, "Only the most probable tokens that ha
 _MIN_P = flags.DEFINE_float("min_p", 0.0, "Only tokens at least this much as probable as the most probable.")
 _STOP = flags.DEFINE_multi_string("stop", [], "A text that ends a completion; may be given several times.")
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Longest completion, in tokens.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "A row's samples depend on it, the row's number, and nothing else.", 0)
+_SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "A row's samples depend on it and on the row's number, not on other rows; with other --slots the last bits of "
+    "their log-probs may differ.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+)
 _SLOTS = flags.DEFINE_integer("slots", 32, "Sequences that decode together.", lower_bound=1)
 
 
@@ -48,14 +55,26 @@ def encode_row(tokenizer: Tokenizer, row: dict[str, Any], number: int) -> tuple[
         raise errors.DataError(f"row {number}: {error}") from error
 
 
+def check_lengths(prompts: Sequence[Sequence[int]], max_tokens: int, limit: int) -> None:
+    """Raises DataError naming the first row whose sequence may be longer than the context, 0 being no limit."""
+    for number, prompt in enumerate(prompts, 1):
+        if limit and len(prompt) + max_tokens > limit:
+            raise errors.DataError(
+                f"row {number}: its prompt of {len(prompt)} tokens and --max_tokens={max_tokens} are together longer "
+                f"than policy.context_length={limit}, which the weights were made for"
+            )
+
+
 def main(argv: Sequence[str]) -> None:
     """Samples every row."""
     cli.refuse_arguments(argv)
     rows = [row for _, row in read_rows(Path(_PROMPTS.value))]
+    errors.check_temperature("--temperature", _TEMPERATURE.value)
     checkpoints.check_output("output", Path(_OUTPUT.value))
     with checkpoints.loaded() as (loaded, mesh):
         check_stop_strings(loaded.tokenizer, _STOP.value, "--stop")
         prompts = [encode_row(loaded.tokenizer, row, i) for i, row in enumerate(rows, 1)]
+        check_lengths(prompts, _MAX_TOKENS.value, loaded.policy.config.context_length)
         longest = max(map(len, prompts))
         engine = checkpoints.make_engine(loaded, mesh, longest, _MAX_TOKENS.value, _SLOTS.value, _STOP.value)
         requests = [

@@ -19,6 +19,7 @@ from rlvr import errors
 from rlvr.data.rows import read_rows
 from rlvr.learner.batch import Row
 from rlvr.learner.scoring import Layout, make_scorer
+from rlvr.policy.config import PolicyConfig
 from rlvr.policy_folder import LoadedPolicy
 
 _INPUT = flags.DEFINE_string("input", None, "JSON Lines of token ids.", required=True)
@@ -28,8 +29,9 @@ _ROW_TOKENS = 512  # length of the rows that sequences are packed into
 _CHUNK = 256  # tokens whose logits exist at a time
 
 
-def read_tokens(rows: list[dict[str, Any]], vocab: int) -> list[list[int]]:
-    """Returns the ids of each row, checked."""
+def read_tokens(rows: list[dict[str, Any]], policy: PolicyConfig) -> list[list[int]]:
+    """Returns the ids of each row. Raises DataError naming the first row that the policy cannot score."""
+    vocab, limit = policy.vocab_size, policy.context_length
     for number, row in enumerate(rows, 1):
         tokens = row.get("tokens")
         if not isinstance(tokens, list) or len(tokens) < 2 or not all(type(t) is int for t in tokens):
@@ -37,6 +39,11 @@ def read_tokens(rows: list[dict[str, Any]], vocab: int) -> list[list[int]]:
         outside = [t for t in tokens if not 0 <= t < vocab]
         if outside:
             raise errors.DataError(f"row {number}: token {outside[0]} is not in the vocabulary 0 to {vocab - 1}")
+        if limit and len(tokens) > limit:
+            raise errors.DataError(
+                f"row {number}: {len(tokens)} tokens are more than policy.context_length={limit}, which the weights "
+                "were made for"
+            )
     return [row["tokens"] for row in rows]
 
 
@@ -54,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     rows, output = [row for _, row in read_rows(Path(_INPUT.value))], Path(_OUTPUT.value)
     checkpoints.check_output("output", output)
     with checkpoints.loaded() as (loaded, mesh):
-        tokens = read_tokens(rows, loaded.policy.config.vocab_size)
+        tokens = read_tokens(rows, loaded.policy.config)
         scores = score_rows(loaded, tokens, mesh, _MICRO_TOKENS.value)
     checkpoints.write_rows("output", output, ({**row, "logprobs": s} for row, s in zip(rows, scores, strict=True)))
     print(f"wrote log-probs of {len(rows)} rows to {output}")

@@ -30,7 +30,7 @@ EVERY = flags.DEFINE_integer(
 NOISE = flags.DEFINE_float(
     "noise", 0.0, "Standard deviation of what each expert differs by, as a share of the matrix's own.", lower_bound=0.0
 )
-SEED = flags.DEFINE_integer("seed", 0, "Of the router and the noise.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Of the router and the noise.", lower_bound=0, upper_bound=2**32 - 1)
 
 
 def main(argv: Sequence[str]) -> None:

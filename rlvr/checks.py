@@ -79,7 +79,7 @@ def validate(config: ExperimentConfig) -> None:
     errors.check_between("warm_start.hinted", config.warm_start.hinted, 0.0, 1.0)
     config.warm_start.optimizer.validate("warm_start.optimizer")
     errors.check_at_least("evaluation.interval", config.evaluation.interval, 1)
-    errors.check_at_least("evaluation.temperature", config.evaluation.temperature, 0.0)
+    errors.check_temperature("evaluation.temperature", config.evaluation.temperature)
 
 
 def _validate_credit(config: ExperimentConfig) -> None:
@@ -218,6 +218,7 @@ def _validate_rollout(config: ExperimentConfig) -> None:
         )
     if not rollout.temperature > 0:
         raise errors.ConfigError(f"rollout.temperature={rollout.temperature} must be positive")
+    errors.check_temperature("rollout.temperature", rollout.temperature)
     errors.check_at_least("rollout.top_k", rollout.top_k, 0)
     errors.check_between("rollout.top_p", rollout.top_p, 1e-6, 1.0)
     errors.check_between("rollout.staleness", rollout.staleness, 0, 1)

@@ -73,3 +73,9 @@ def check_between(field: str, value: float, low: float, high: float) -> None:
     """Raises ConfigError unless low <= value <= high."""
     if not low <= value <= high:
         raise ConfigError(f"{field}={value!r} must be between {low} and {high}")
+
+
+def check_temperature(field: str, value: float) -> None:
+    """Raises ConfigError for a temperature that float32 cannot divide logits by: 0 is greedy, and no division."""
+    if value != 0 and not value >= 1e-6:
+        raise ConfigError(f"{field}={value!r} must be 0, which is greedy, or at least 1e-06")

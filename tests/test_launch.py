@@ -205,6 +205,21 @@ def test_what_is_sampled_has_its_type(row: dict, message: str) -> None:
         importlib.import_module("launch.sample").encode_row(ByteTokenizer(), row, 7)
 
 
+def test_a_row_longer_than_the_context_is_named() -> None:
+    with own_flags():
+        check = importlib.import_module("launch.sample").check_lengths
+        check([[1] * 4, [1] * 6], 10, 16)
+        check([[1] * 4, [1] * 6], 10, 0)
+        with pytest.raises(errors.DataError, match=r"row 2: its prompt of 7 tokens and --max_tokens=10 .*_length=16"):
+            check([[1] * 4, [1] * 7], 10, 16)
+    with own_flags():
+        read_tokens = importlib.import_module("launch.score").read_tokens
+        rows = [{"tokens": [1] * 16}, {"tokens": [1] * 17}]
+        assert read_tokens(rows, PolicyConfig(context_length=0)) == [row["tokens"] for row in rows]
+        with pytest.raises(errors.DataError, match=r"row 2: 17 tokens are more than policy\.context_length=16"):
+            read_tokens(rows, PolicyConfig(context_length=16))
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -227,6 +242,28 @@ def test_a_flag_without_its_dashes_is_refused(module: str) -> None:
 def test_an_evaluation_without_its_object_is_refused(flag: str, message: str) -> None:
     with pytest.raises(errors.ConfigError, match=message):
         call("evaluate", "--checkpoint=nowhere", "--config=tests/configs/tiny.py", flag)
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "error", "message"),
+    [
+        ("sample", ["--prompts=p", "--seed=4294967296"], SystemExit, "flag --seed=4294967296"),
+        ("upcycle", ["--seed=4294967296"], SystemExit, "flag --seed=4294967296"),
+        ("export_weights", ["--shard_gb=inf"], errors.ConfigError, "--shard_gb=inf must be a finite number"),
+        ("export_weights", ["--shard_gb=nan"], errors.ConfigError, "--shard_gb=nan must be a finite number"),
+    ],
+)
+def test_a_flag_out_of_its_range_is_refused(
+    module: str,
+    flags: list[str],
+    error: type[BaseException],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(error) as raised:
+        call(module, "--checkpoint=nowhere", f"--output={tmp_path / 'out'}", *flags)
+    assert message in f"{raised.value} {capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize("where", ["", "rows.jsonl/out.jsonl"])

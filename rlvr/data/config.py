@@ -125,10 +125,29 @@ class DataConfig:
 
 
 def parse_options(options_class: type[_Options], options: Mapping[str, Any], field: str) -> _Options:
-    """Returns the options dataclass filled in. Raises ConfigError for a name that it does not have."""
-    known = [option.name for option in dataclasses.fields(options_class)]  # type: ignore[arg-type]
-    check_options(options, known, field)
+    """Returns the options dataclass filled in.
+
+    Raises:
+        ConfigError: a name that it does not have, or a value that is not of the type of the default.
+    """
+    defaults = {option.name: option.default for option in dataclasses.fields(options_class)}  # type: ignore[arg-type]
+    check_options(options, defaults, field)
+    for name, value in options.items():
+        check_type(f"{field}.options[{name!r}]", value, type(defaults[name]))
     return options_class(**options)
+
+
+def check_type(field: str, value: Any, wanted: type) -> None:
+    """Raises ConfigError unless the value is one of bool, int, float (then finite), str, or tuple (of texts)."""
+    words = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text"}
+    if wanted is tuple:
+        fits = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    elif wanted is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    else:
+        fits = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+    if not fits:
+        raise errors.ConfigError(f"{field}={value!r} must be {words.get(wanted, 'a list of texts')}")
 
 
 def check_options(options: Mapping[str, Any], known: Iterable[str], field: str) -> None:

@@ -79,7 +79,7 @@ def _make_task(config: TaskSetConfig, path: Path, number: int, row: dict[str, An
             f"{path}, line {number}: the field 'payload' must be an object, not {rows.shorten(payload)}"
         )
     answer_format = payload.get("answer_format", config.answer_format)
-    if answer_format not in tasks.ANSWER_TEMPLATES:
+    if not isinstance(answer_format, str) or answer_format not in tasks.ANSWER_TEMPLATES:
         raise errors.DataError(
             f"{path}, line {number}: the field 'payload' has answer_format={answer_format!r} "
             f"(accepted: {', '.join(tasks.ANSWER_TEMPLATES)})"

@@ -7,6 +7,7 @@ of samples with a score and of those with a full one. Lines of one problem add u
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rlvr.data.tasks import LazyTasks
 
 
 def read_pass_rates(path: Path) -> dict[int, float]:
-    """Returns the rate of every problem that has one, by prompt_id.
+    """Returns the rate of every problem that was measured, by prompt_id; NaN if none of its samples had a score.
 
     Raises:
         DataError: the file is missing, unreadable, or has a malformed row.
@@ -34,18 +35,23 @@ def read_pass_rates(path: Path) -> dict[int, float]:
             )
         n, correct = totals.get(row["prompt_id"], (0, 0))
         totals[row["prompt_id"]] = n + row["n"], correct + row["correct"]
-    return {prompt_id: correct / n for prompt_id, (n, correct) in totals.items() if n}
+    return {prompt_id: correct / n if n else math.nan for prompt_id, (n, correct) in totals.items()}
 
 
 def find_rate(task: types.Task, rates: Mapping[int, float]) -> float:
     """Returns the rate of a problem. Raises DataError naming it if there is none."""
-    if task.prompt_id not in rates:
+    rate = rates.get(task.prompt_id)
+    if rate is None or math.isnan(rate):
+        why = (
+            "measure it with launch.evaluate --pass_rates"
+            if rate is None
+            else "it was measured, but none of its samples had a score (n is 0): mend its verifier or remove it"
+        )
         raise errors.DataError(
             f"data.pass_rates knows no rate of the training task of {task.task!r} that begins {task.prompt[:60]!r} "
-            f"(prompt_id {task.prompt_id}): it was not measured, or none of its samples had a score (n is 0 there). "
-            "Measure it with launch.evaluate --pass_rates, and leave out what cannot be scored"
+            f"(prompt_id {task.prompt_id}): {why}"
         )
-    return rates[task.prompt_id]
+    return rate
 
 
 def distinct_tasks(sources: Mapping[str, Sequence[types.Task]]) -> dict[str, LazyTasks]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from rlvr import errors, types
 from rlvr.data import tasks
-from rlvr.data.config import TaskSetConfig, check_options
+from rlvr.data.config import TaskSetConfig, check_options, check_type
 
 _EVAL_SHARE = 0.2
 _EVAL_SEED_OFFSET = 2**31
@@ -37,6 +37,7 @@ def make_reasoning(config: TaskSetConfig, split: str, field: str) -> tasks.LazyT
     """
     options = dict(config.options)
     name = options.pop("generator", None) or config.name
+    check_type(f"{field}.options['generator']", name, str)
     size = config.train_size if split == "train" else config.eval_size
     if size == 0:
         raise errors.ConfigError(f"{field}.{split}_size=0: reasoning-gym never ends, give a number")
@@ -74,6 +75,7 @@ def _make_generator(name: str, options: dict[str, Any], split: str, scanned: int
     except TypeError as error:
         raise errors.ConfigError(f"{field}.options={options!r} cannot be written as JSON: {error}") from error
     seed = options.get("seed", 0)
+    check_type(f"{field}.options['seed']", seed, int)
     errors.check_between(f"{field}.options['seed']", seed, 0, _EVAL_SEED_OFFSET - 1)
     seed += _EVAL_SEED_OFFSET if split == "eval" else 0
     try:

@@ -63,10 +63,7 @@ class StringProgramsOptions:
         """Raises ConfigError naming the option that cannot work."""
         limits = {"steps": (1, 4), "length": (3, 12), "visible": (1, 8), "hidden": (1, 16)}
         for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            errors.check_between(f"{field}.options[{name!r}]", value, low, high)
-            if value != int(value):
-                raise errors.ConfigError(f"{field}.options[{name!r}]={value!r} must be a whole number")
+            errors.check_between(f"{field}.options[{name!r}]", getattr(self, name), low, high)
         for name in ("hard_coded", "wrong", "eval_fraction"):
             errors.check_between(f"{field}.options[{name!r}]", getattr(self, name), 0, 1)
 

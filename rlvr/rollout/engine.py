@@ -231,7 +231,7 @@ class Engine:
         self, temperature: float, top_k: int, top_p: float, min_p: float, logit_bias: Mapping[int, float] | None
     ) -> tuple[Sampling, bool]:
         """Returns the filters as arrays, and whether there are any."""
-        errors.check_at_least("temperature", temperature, 0.0)
+        errors.check_temperature("temperature", temperature)
         errors.check_at_least("top_k", top_k, 0)
         errors.check_between("top_p", top_p, 1e-6, 1.0)
         errors.check_between("min_p", min_p, 0.0, 1.0)
@@ -243,7 +243,11 @@ class Engine:
             dense[list(logit_bias)] = list(logit_bias.values())
             bias = partition.put(dense, self._replicated)
         sampling = Sampling(
-            jnp.float32(temperature), jnp.int32(top_k or self._vocab), jnp.float32(top_p), jnp.float32(min_p), bias
+            jnp.float32(temperature),
+            jnp.int32(min(top_k or self._vocab, self._vocab)),
+            jnp.float32(top_p),
+            jnp.float32(min_p),
+            bias,
         )
         return sampling, bool(top_k) or top_p < 1.0 or min_p > 0.0
 

@@ -87,6 +87,7 @@ def test_evaluation_prompts_must_not_be_trained_on(tmp_path):
         ),
         (ROW | {"payload": []}, r"line 3: the field 'payload' must be an object, not \[\]"),
         (ROW | {"payload": {"answer_format": "xml"}}, "line 3: the field 'payload' has answer_format='xml'"),
+        (ROW | {"payload": {"answer_format": ["x"]}}, r"line 3: the field 'payload' has answer_format=\['x'\]"),
         ('{"prompt": ', "line 3: not valid JSON"),
         ("null", "line 3: a JSON object is wanted, not None"),
     ],

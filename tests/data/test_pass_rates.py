@@ -1,6 +1,7 @@
 """Pass rates: read, added up, and what they leave of the training tasks; arms."""
 
 import json
+import math
 
 import pytest
 
@@ -48,10 +49,13 @@ def test_an_unknown_rate_and_an_empty_set_are_named(rates, tmp_path):
         pipeline.make_train_stream(make_config(sizes=(13, 6), pass_rates=rates))
     with pytest.raises(errors.DataError, match=r"no training task of 'products' has a pass rate between .*=0\.9 and"):
         pipeline.make_train_stream(make_config(pass_rates=rates, pass_rate_low=0.9))
-    unscored = write(tmp_path / "none.jsonl", [{"prompt_id": 1, "task": "sums", "n": 0, "correct": 0}])
-    assert read_pass_rates(tmp_path / "none.jsonl") == {}
-    with pytest.raises(errors.DataError, match=r"knows no rate .* or none of its samples had a score \(n is 0 there\)"):
-        pipeline.make_train_stream(make_config(pass_rates=unscored))
+    first = pipeline.make_train_stream(make_config()).sources["sums"][0]
+    for prompt_id, why in ((1, "measure it with"), (first.prompt_id, r"it was measured, but none .* \(n is 0\): mend")):
+        row = {"prompt_id": prompt_id, "task": "sums", "n": 0, "correct": 0}
+        unscored = write(tmp_path / "none.jsonl", [row])
+        assert math.isnan(read_pass_rates(tmp_path / "none.jsonl")[prompt_id])
+        with pytest.raises(errors.DataError, match=f"knows no rate .*{why}"):
+            pipeline.make_train_stream(make_config(pass_rates=unscored))
 
 
 def test_a_problem_is_measured_once():

@@ -68,6 +68,8 @@ def test_the_seed_is_an_option_of_the_generator():
             {"max_term": 2},
             r"options\['max_term'\] is not known; did you mean 'max_terms'.*min_digits",
         ),
+        ("chain_sum", {"seed": "1"}, r"options\['seed'\]='1' must be a whole number"),
+        ("chain_sum", {"generator": 5}, r"options\['generator'\]=5 must be a text"),
         ("chain_sum", {"size": 2}, r"options\['size'\] is not known"),
         ("chain_sum", {"min_terms": 5, "max_terms": 2}, "'chain_sum' refuses options.*max_terms must be >="),
         ("chain_sum", {"seed": 2**31}, "seed.*between 0 and"),

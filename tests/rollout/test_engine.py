@@ -376,6 +376,13 @@ def test_a_bias_moves_the_draw_and_its_logprob(special: Any) -> None:
         engine.generate(params, REQUESTS, KEY, temperature=1.0, logit_bias={97: 1.0})
 
 
+def test_what_float32_and_int32_cannot_hold(special: Any) -> None:
+    engine, params = special()
+    with pytest.raises(errors.ConfigError, match="temperature=1e-09 must be 0, which is greedy, or at least 1e-06"):
+        engine.generate(params, REQUESTS, KEY, temperature=1e-9)
+    assert engine._make_sampling(1.0, 2**40, 1.0, 0.0, None)[0].top_k == 97  # all of the vocabulary
+
+
 @pytest.mark.parametrize("filters", [{"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 9, "top_p": 0.9}])
 def test_filters_leave_a_support_that_tells_what_could_be_drawn(special: Any, filters: dict[str, Any]) -> None:
     engine, params = special(stop_ids=())

@@ -4,10 +4,12 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import absl.app
@@ -63,18 +65,34 @@ def launch(module: str, *flags: str) -> subprocess.CompletedProcess[str]:
 
 @contextlib.contextmanager
 def own_flags() -> Iterator[None]:
-    """Forgets the launchers and their flags afterwards: several declare the same names."""
-    flags, modules = set(absl.flags.FLAGS), set(sys.modules)
+    """Puts the launchers that are imported, and their flags, away for a while: several declare the same names."""
+    known = absl.flags.FLAGS
+
+    def put_away() -> tuple[dict[str, Any], dict[str, Any]]:
+        modules = {name: sys.modules.pop(name) for name in list(sys.modules) if re.match(r"launch\.(?!cli$)", name)}
+        for name in modules:
+            vars(launchers).pop(name.split(".")[1], None)
+        # One that was put back is of no module.
+        mine = [name for name in known if (known.find_module_defining_flag(name) or "launch").startswith("launch")]
+        return modules, {name: known[name] for name in mine}
+
+    modules, flags = put_away()
+    for name in flags:
+        delattr(known, name)
+    others = set(known)
     try:
         yield
     finally:
-        absl.flags.FLAGS.unparse_flags()
-        for name in set(absl.flags.FLAGS) - flags:
-            delattr(absl.flags.FLAGS, name)
-        for name in set(sys.modules) - modules:
-            if name.startswith("launch."):
-                del sys.modules[name]
-                vars(launchers).pop(name.removeprefix("launch."), None)
+        known.unparse_flags()
+        put_away()
+        for name in set(known) - others:
+            delattr(known, name)
+        for name, flag in flags.items():
+            known[name] = flag
+        sys.modules.update(modules)
+        for name, module in modules.items():
+            if name.count(".") == 1:
+                setattr(launchers, name.split(".")[1], module)
 
 
 def call(module: str, *flags: str) -> None:

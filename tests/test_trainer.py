@@ -157,9 +157,9 @@ def test_an_objective_of_many_parts_is_logged_and_resumes_exactly(tmp_path, monk
     )
     saves, save = [], trainer.Checkpoints.save
 
-    def save_what_is_closed(self, step, *arguments):
+    def save_what_is_closed(self, step, *arguments, **options):
         saves.append((step, tiny.lines(tmp_path / "whole"), tiny.open_files(tmp_path / "whole", "*.jsonl")))
-        save(self, step, *arguments)
+        save(self, step, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Checkpoints, "save", save_what_is_closed)

@@ -116,8 +116,8 @@ def perform_on_cluster(verb: str, wanted: Slice, job: Job) -> None:
     for flag in (_RESERVED, _RUNTIME, _ACCOUNT, _VALID, _SETUP):
         if flag.value:
             raise errors.ConfigError(
-                f"--{flag.name}={flag.value} with --cluster: it is of the VMs that launch.tpu makes by itself; make the "
-                "cluster as it is to be (xpk cluster create), and the image with what the job needs"
+                f"--{flag.name}={flag.value} with --cluster: it is of the VMs that launch.tpu makes by itself; "
+                "make the cluster as it is to be (xpk cluster create), and the image with what the job needs"
             )
     cluster = gke.Cluster(_CLUSTER.value, _IMAGE.value, _MOUNT.value, _RESTARTS.value)
     gke.check_cluster(cluster)

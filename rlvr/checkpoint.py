@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import logging
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -232,15 +233,26 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError):
             pass  # the same failure again
         if jax.process_index() == 0:
-            for path in self._folder.glob(f"{step}*"):
-                shutil.rmtree(path, ignore_errors=True)
+            self._clear_away(f"{step}*")
             self._drop_replaced()
+        _drop_failed_tasks()
         self._manager = self._open()
         good = self._manager.latest_step()
         log.error(
             "checkpoint %s could not be saved (%s); the run goes on, the last good checkpoint is %s",
             step, first_line(error), "none" if good is None else good,
         )  # fmt: skip
+
+    def _clear_away(self, pattern: str) -> None:
+        """Removes what a failed save left, until nothing comes back: of its items one fails first, and Orbax does not
+        wait for the threads of the others, which make their folders anew."""
+        quiet, end = 0, time.monotonic() + 10
+        while quiet < 10 and time.monotonic() < end:
+            left = list(self._folder.glob(pattern))
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            quiet = 0 if left else quiet + 1
+            time.sleep(0.05)
 
     def _rename(self, steps: list[int], prefix: str) -> None:
         """Sets checkpoints aside."""
@@ -316,7 +328,7 @@ def load_tree(folder: Path, target: Params) -> Params:
 
 
 def _drop_failed_tasks() -> None:
-    """Collects the tasks that a failed restore leaves in Orbax: left to chance, each one logs its failure later."""
+    """Collects the tasks that a failure leaves in Orbax: left to chance, each one logs it later."""
     noise = logging.getLogger("asyncio")
     before, noise.disabled = noise.disabled, True
     gc.collect()

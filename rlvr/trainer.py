@@ -220,6 +220,8 @@ class Run:
     def _save(self, accuracy: float | None = None) -> None:
         self.journal.commit()
         again = self.step == self.saved_unfinished and "unfinished" not in self.record
+        if again:
+            self.saved_unfinished = None  # once: a stop right after it knows no accuracy
         rollout, facts = self.rollouts.pending()
         record = {**self.record, "rollout": facts, "wall_s": self.journal.wall_s}
         self.checkpoints.save(self.step, self.state, record, accuracy, rollout, self.distillation.moved(), again=again)

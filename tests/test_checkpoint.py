@@ -276,6 +276,9 @@ def test_a_stop_in_an_evaluation_costs_neither_a_line_nor_the_accuracy(tmp_path,
             raise Interrupted
         return evaluate(*arguments, **options)
 
+    def interrupt(*arguments, **options):
+        raise Interrupted
+
     def kill(self):
         if self._pending == 3:
             raise Killed
@@ -291,6 +294,9 @@ def test_a_stop_in_an_evaluation_costs_neither_a_line_nor_the_accuracy(tmp_path,
     # Killed a moment earlier: the new one was not whole.
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "3", ignore_errors=True)
     assert (tmp_path / "run" / "checkpoints" / "replaced-3").is_dir()
+    with monkeypatch.context() as patch:  # stopped right after the accuracy is saved
+        patch.setattr(trainer.Rollouts, "take", interrupt)
+        assert trainer.train(config, tmp_path / "run") is None
     ended = trainer.train(config, tmp_path / "run")
     assert [row["step"] for row in tiny.read_metrics(tmp_path / "run")] == [0, 1, 2, 3]
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["3", "4"]
